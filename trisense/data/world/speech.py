@@ -1,7 +1,7 @@
 """Speaks an utterance of the small world: words in, 16 kHz sound out.
 
-The default synthesiser is espeak-ng, which the pip package `espeakng-loader` brings along; Debian's `flite` is used when
-a voice of it is asked for. Chance comes from `Utterance.style` alone: the same utterance gives the same samples.
+The default synthesiser is espeak-ng, which the pip package `espeakng-loader` brings along; Debian's `flite` is used
+when a voice of it is asked for. Chance comes from `Utterance.style` alone: the same utterance gives the same samples.
 """
 
 from __future__ import annotations

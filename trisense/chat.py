@@ -102,9 +102,7 @@ class Conversation(BaseModel):
         Pictures come as `data:` URLs and sounds as base64, so that a request can never make the server open a file or
         an address. Raises BadInput, naming the message and the part.
         """
-        if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
-            raise BadInput("messages: expected a list with at least one message")
-        return cls(messages=tuple(_openai_message(message, f"messages[{i}]") for i, message in enumerate(messages)))
+        return conversation_from(messages, openai_part)
 
     @classmethod
     def from_dict(cls, record: Any) -> Conversation:
@@ -158,7 +156,17 @@ _ROLES: dict[Any, Literal["system", "user", "assistant"]] = {
 }
 
 
-def _openai_message(message: Any, where: str) -> Message:
+def conversation_from(messages: Any, read_part: Callable[[Any, str], Text | Image | Audio]) -> Conversation:
+    """A conversation out of `messages` as chat APIs write them; `read_part(part, where)` reads one listed part.
+
+    Raises BadInput, naming the message.
+    """
+    if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
+        raise BadInput("messages: expected a list with at least one message")
+    return Conversation(messages=tuple(_message(m, f"messages[{i}]", read_part) for i, m in enumerate(messages)))
+
+
+def _message(message: Any, where: str, read_part: Callable[[Any, str], Text | Image | Audio]) -> Message:
     if not isinstance(message, Mapping) or "role" not in message:
         raise BadInput(f"{where}: expected an object with 'role' and 'content'")
     role = message["role"]
@@ -172,7 +180,7 @@ def _openai_message(message: Any, where: str) -> Message:
     if isinstance(content, str):
         parts: tuple[Text | Image | Audio, ...] = (Text(text=content),)
     elif isinstance(content, Sequence) and content:
-        parts = tuple(_openai_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+        parts = tuple(read_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
     else:
         raise BadInput(f"{where}: expected 'content' as a string or a list of parts, got {type(content).__name__}")
     try:
@@ -181,7 +189,8 @@ def _openai_message(message: Any, where: str) -> Message:
         raise bad_input(error, where) from None
 
 
-def _openai_part(part: Any, where: str) -> Text | Image | Audio:
+def openai_part(part: Any, where: str) -> Text | Image | Audio:
+    """One part of an OpenAI message; `where` names it in the BadInput of a part that cannot be read."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):

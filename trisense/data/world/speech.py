@@ -46,15 +46,15 @@ class Voice:
         return f"{self.name}+{self.variant}" if self.variant else self.name
 
 
-ACCENTS = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-us-nyc", "en-029")
-SPEAKERS = ("m1", "m3", "m4", "m5", "m6", "f1", "f3", "f4")
+ACCENTS = ("en-us", "en-us-nyc", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan")
+SPEAKERS = ("m1", "m3", "m5", "m6", "f1", "f3", "f4", "michel", "adam", "klatt4")
 # Four speakers (espeak variants) that training never hears in any accent.
 _HELD_OUT = {
     "espeak": (
         Voice("espeak", "en-us", "f2"),
-        Voice("espeak", "en-gb-x-rp", "m7"),
-        Voice("espeak", "en-gb-scotland", "m2"),
+        Voice("espeak", "en-us", "m7"),
         Voice("espeak", "en-us-nyc", "f5"),
+        Voice("espeak", "en-gb-x-rp", "m2"),
     ),
     "flite": (Voice("flite", "rms"),),
 }
@@ -244,7 +244,7 @@ def _espeak(words: str, voice: Voice, speed: float, pitch: float) -> tuple[np.nd
 
     espeak-ng keeps its pitch flutter and its random numbers from one sentence to the next, and terminating it does not
     reset them. Loading the library anew for every sentence (about 3 ms) does, so a sentence never depends on those
-    before it.
+    before it (unless something else in the process holds the same library).
     """
     library, data = _espeak_files()
     pieces: list[np.ndarray] = []

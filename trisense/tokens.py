@@ -51,6 +51,10 @@ class TextTokenizer:
         """The text of the `tokenizer.json` that `from_file` reads back."""
         return self._control.to_str(pretty=False)
 
+    def copy(self) -> Tokenizer:
+        """The plain `tokenizers.Tokenizer`, control tokens recognised, for libraries that want one."""
+        return Tokenizer.from_str(self.to_json())
+
     @property
     def size(self) -> int:
         """One more than the highest id of this tokenizer."""

@@ -33,7 +33,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (default: the process's own) and return the exit code.
 
-    0 fine, 2 the user gave something that cannot be used, 130 interrupted, 141 nobody reads the output any more.
+    0 fine, 2 the user gave something that cannot be used, 130 interrupted. Where nobody reads the output any more,
+    click itself ends the process quietly with 1.
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
@@ -44,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         code = commands.main(arguments, prog_name="trisense", standalone_mode=False)
-        sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BadInput as error:
         return _refuse(str(error))
@@ -55,10 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit, which would fail again and say so.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except OSError as error:
         if error.filename is None:
             raise

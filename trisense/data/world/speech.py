@@ -153,6 +153,8 @@ def say(words: str, voice: Voice, speed: float = 1.0, pitch: float = 1.0) -> np.
     """The bare words of a voice, [T] float64, mono, 16 kHz, peak 1, without silence around them."""
     if not words.strip() or "\0" in words:
         raise BadInput(f"words {words!r} cannot be spoken: give at least one plain word")
+    if voice.engine not in _HEARD:
+        raise BadInput(f"engine {voice.engine!r} does not speak: use one of {', '.join(_HEARD)}")
     samples, rate = (_espeak if voice.engine == "espeak" else _flite)(words, voice, speed, pitch)
     sound = resample(samples.astype(np.float64), rate, SAMPLING_RATE)
     peak = np.abs(sound).max(initial=0.0)
@@ -274,8 +276,8 @@ def _espeak(words: str, voice: Voice, speed: float, pitch: float) -> tuple[np.nd
                 text, ctypes.c_size_t(len(text) + 1), ctypes.c_uint(0), 1, ctypes.c_uint(0), _UTF8, None, None
             )
             espeak.espeak_Synchronize()
-            espeak.espeak_Terminate()
         finally:
+            espeak.espeak_Terminate()  # ends its thread, which must not outlive its code
             _unload(espeak)
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int16), rate
 

@@ -20,9 +20,7 @@ from trisense.errors import BadInput
 Model = TypeVar("Model", bound=BaseModel)
 Positive = Annotated[int, Field(gt=0)]
 Channels = tuple[float, float, float]
-Deviations = tuple[
-    Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]
-]
+Deviations = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Whisper's filter bank always ends here, whatever the sampling rate.
@@ -36,7 +34,7 @@ class ImageProcessor(BaseModel):
 
     With `crop` the shortest edge is resized to `shortest_edge` pixels and the centre `height` x `width` is kept, black
     where the picture ends; the longer edge is rounded down, as transformers rounds it (other libraries round to
-    nearest, which moves a picture by up to half a pixel). Without `crop` the picture is stretched to `height` x `width`.
+    nearest, which moves a picture by up to half a pixel). Without `crop` the picture is stretched to height x width.
 
     Resampling is Pillow's, like that of transformers' Pil processor, but only the part that survives the crop is
     computed. A channel then differs from resizing first and cropping after by at most 1/255, where Pillow rounds the
@@ -100,9 +98,7 @@ class ImageProcessor(BaseModel):
         if not config.get("do_normalize", True):
             options |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
         else:
-            options |= {
-                name: tuple(config[key]) for name, key in (("mean", "image_mean"), ("std", "image_std")) if key in config
-            }
+            options |= {name: config[f"image_{name}"] for name in ("mean", "std") if f"image_{name}" in config}
 
         size = config.get("size", {"shortest_edge": 224})
         size = {"shortest_edge": size} if isinstance(size, int) else size

@@ -62,7 +62,13 @@ class TextTokenizer:
 
     def plain(self, text: str) -> list[int]:
         """Ids of something written, none in `reserved`, no bos, no eos: the string of a special token is text."""
-        encoding = self._plain.encode(text, add_special_tokens=False)
+        try:
+            encoding = self._plain.encode(text, add_special_tokens=False)
+        except TypeError:
+            # json can spell half of a surrogate pair, which no encoding of text can.
+            if not isinstance(text, str):
+                raise
+            raise BadInput("text: contains half of a surrogate pair, which is no character; remove it") from None
         if self.reserved.isdisjoint(encoding.ids):
             return encoding.ids
         # A vocabulary that lists the very string of a special token still finds it. Cut the text inside it.

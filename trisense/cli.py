@@ -6,6 +6,7 @@ Each command imports what it needs inside its own function, so that `trisense --
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that lacks a character shows `?`, not a traceback
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows `?`, not a traceback
             stream.reconfigure(errors="replace")
     try:
         code = commands.main(arguments, prog_name="trisense", standalone_mode=False)
@@ -228,7 +230,7 @@ def export() -> None:
 )
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("out", required=False, type=click.Path(path_type=Path, file_okay=False))
-def export_onnx(weights: str, folder: Path, out: Path | None) -> None:
+def export_onnx(weights: Literal["float32", "int8"], folder: Path, out: Path | None) -> None:
     """Write the model in FOLDER for ONNX Runtime, to OUT (default: FOLDER-onnx), which then answers without torch."""
     _need("train", "torch", "transformers", "onnx", "onnxscript")
     from trisense.model.export import export_onnx as run
@@ -249,7 +251,7 @@ def export_onnx(weights: str, folder: Path, out: Path | None) -> None:
     help="unseen: only pairs of colour and thing that training never shows.",
 )
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
-def world(count: int, seed: int, split: str, out: Path) -> None:
+def world(count: int, seed: int, split: Literal["train", "test", "unseen"], out: Path) -> None:
     """Write samples of the small world to OUT as png, wav and jsonl, to look at and listen to."""
     _need("world", "espeakng_loader")
     from trisense.data.world import write

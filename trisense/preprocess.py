@@ -86,9 +86,9 @@ class ImageProcessor(BaseModel):
         Raises BadInput for a setting that this processor would not follow, rather than dropping it.
         """
         for key, wanted in (("do_resize", True), ("do_rescale", True), ("do_convert_rgb", True), ("do_pad", False)):
-            if bool(config.get(key, wanted)) is not wanted and config.get(key) is not None:
+            if config.get(key) not in (None, wanted):
                 raise BadInput(f"preprocessor config: {key} is {config[key]}; only {wanted} is supported")
-        if abs(config.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-9:
+        if abs((config.get("rescale_factor") or 1 / 255) - 1 / 255) > 1e-9:
             raise BadInput(f"preprocessor config: rescale_factor is {config['rescale_factor']}; expected 1/255")
         names = {int(value): name for name, value in FILTERS.items()}
         resample = config.get("resample", 3)

@@ -15,10 +15,8 @@ from trisense.errors import BadInput
 from trisense.tokens import TextTokenizer
 
 # What models use, special in the sense of tokenizers; `<think>` is the kind that Qwen adds without calling it special.
-SPECIAL = (
-    ["<image>", "<audio>", "<|image|>", "<|audio|>", "<|img|>", "<|aud|>", "<|txt|>", "<|q|>", "<|a|>", "<|end|>"]
-    + ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<s>", "</s>"]
-)  # fmt: skip
+SPECIAL = "<image> <audio> <|image|> <|audio|> <|img|> <|aud|> <|txt|> <|q|> <|a|> <|end|>".split()
+SPECIAL += "<|endoftext|> <|system|> <|user|> <|assistant|> <s> </s>".split()
 ADDED = [*SPECIAL, "<think>"]
 
 
@@ -153,7 +151,8 @@ def shown(rendered: Rendered) -> str:
         pytest.param(
             EDEN,
             Conversation.ask("What is it?", images=[1]).answered("A cat."),
-            f"<|system|>\n{EDEN_SYSTEM}<|end|>\n<|user|>\n[image x1]\nWhat is it?<|end|>\n<|assistant|>\n«A cat.<|end|>»",
+            f"<|system|>\n{EDEN_SYSTEM}<|end|>\n<|user|>\n[image x1]\nWhat is it?<|end|>\n"
+            "<|assistant|>\n«A cat.<|end|>»",
             id="ft35",
         ),
         pytest.param(
@@ -192,7 +191,9 @@ def test_turns_with_markers_of_their_own() -> None:
 def test_the_question_closes_the_turn_wherever_it_stood() -> None:
     parts = (Text(text="note"), Text(text="Is it red?"), Image(image=2), Audio(audio=1))
     conversation = Conversation(messages=(Message(role="user", content=parts),))
-    assert shown(rendered_by(SPARK, conversation)) == "<|txt|>note<|img|>[image x2]<|aud|>[audio x1]<|q|>Is it red?<|a|>"
+    assert (
+        shown(rendered_by(SPARK, conversation)) == "<|txt|>note<|img|>[image x2]<|aud|>[audio x1]<|q|>Is it red?<|a|>"
+    )
 
 
 # Text as people write it, with control strings, halves of them and white space put in.

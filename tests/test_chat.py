@@ -15,8 +15,8 @@ from trisense.errors import BadInput
 from trisense.tokens import TextTokenizer
 
 # What models use, special in the sense of tokenizers; `<think>` is the kind that Qwen adds without calling it special.
-SPECIAL = "<image> <audio> <|image|> <|audio|> <|img|> <|aud|> <|txt|> <|q|> <|a|> <|end|>".split()
-SPECIAL += "<|endoftext|> <|system|> <|user|> <|assistant|> <s> </s>".split()
+SPECIAL = ["<image>", "<audio>", "<|image|>", "<|audio|>", "<|img|>", "<|aud|>", "<|txt|>", "<|q|>", "<|a|>", "<|end|>"]
+SPECIAL += ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<s>", "</s>"]
 ADDED = [*SPECIAL, "<think>"]
 
 

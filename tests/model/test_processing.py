@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from PIL import Image
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin, pipeline
 
-from tests.tiny_models import config, picture, processor, sound
+from tests.tiny_models import config, picture, processor, save, sound
 from trisense.chat import Conversation, Layout, Markers
 from trisense.errors import BadInput
 from trisense.model import TrisenseConfig, TrisenseProcessor
@@ -256,6 +257,15 @@ def test_decoding_and_the_ids_of_placeholders() -> None:
     ids = torch.tensor([[*LIGHT.tokenizer.plain("yes"), 260], [*LIGHT.tokenizer.plain("noo"), 260]])
     assert HEAVY.post_process_image_text_to_text(ids) == ["yes", "noo"]
     assert HEAVY.batch_decode(ids, skip_special_tokens=False) == ["yes<|end|>", "noo<|end|>"]
+
+
+def test_the_pipeline_of_transformers_answers(tmp_path: Path) -> None:
+    ask = pipeline("image-text-to-text", model=str(save(tmp_path)), device="cpu")
+    parts = [{"type": "image", "image": Image.fromarray(picture(0))}, {"type": "text", "text": "What is it?"}]
+    (answer,) = ask(text=[{"role": "user", "content": parts}], max_new_tokens=5, return_full_text=False)
+    inputs = HEAVY("What is it?", images=picture(0), return_tensors="pt")
+    new = ask.model.generate(**inputs, max_new_tokens=5)[:, inputs["input_ids"].shape[1] :]
+    assert answer["generated_text"] == HEAVY.post_process_image_text_to_text(new)[0]
 
 
 def test_a_layout_without_an_end_still_batches() -> None:

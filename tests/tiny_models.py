@@ -1,0 +1,128 @@
+"""Whole models in miniature, with random weights: the same classes as the real ones, saved as folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from trisense.chat import Layout, Markers
+from trisense.preprocess import AudioProcessor, ImageProcessor
+from trisense.prompt import Processor
+from trisense.tokens import TextTokenizer
+
+SPECIAL = ["<image>", "<audio>", "<|user|>", "<|assistant|>", "<|end|>"]
+VOCABULARY = 256 + len(SPECIAL)
+DESIGNS = ("spark", "clip-whisper")
+
+
+def tokenizer() -> TextTokenizer:
+    """One token per byte, and the special tokens from 256 on."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    return TextTokenizer(inner)
+
+
+def processor(design: str = "spark") -> Processor:
+    image = ImageProcessor(height=32, width=32, crop=False, tokens=16)
+    return Processor(
+        tokenizer=tokenizer(),
+        layout=Layout(question=Markers("<|user|>", ""), answer=Markers("<|assistant|>", "<|end|>")),
+        image=image,
+        audio=AudioProcessor(chunk_seconds=None, frames_per_token=8)
+        if design == "spark"
+        else AudioProcessor(chunk_seconds=1.0, frames_per_token=2),
+        placeholders={"image": 256, "audio": 257},
+    )
+
+
+def config(design: str = "spark"):
+    """`spark`: ResNet, Parakeet, Llama with grouped heads and tied embeddings. `clip-whisper`: CLIP, Whisper, Llama."""
+    from transformers import CLIPVisionConfig, LlamaConfig, ParakeetEncoderConfig, ResNetConfig, WhisperConfig
+
+    from trisense.model import TrisenseConfig
+
+    spark = design == "spark"
+    text = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2 if spark else 4,
+        vocab_size=VOCABULARY + 3,
+        max_position_embeddings=512,
+        tie_word_embeddings=spark,
+        # Wide weights, so that the likeliest token is far from the next and changes with what is shown.
+        initializer_range=0.3,
+    )
+    if spark:
+        vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        audio = ParakeetEncoderConfig(
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            subsampling_conv_channels=8,
+            scale_input=False,
+            initializer_range=0.1,
+        )
+        image_options = {"width": 16, "projector": "norm-mlp"}
+        audio_options = {"width": 16, "projector": "residual", "time_first": True, "frames_per_token": 8}
+    else:
+        vision = CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        )
+        audio = WhisperConfig(
+            d_model=16,
+            encoder_layers=2,
+            encoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_layers=1,
+            decoder_attention_heads=2,
+            decoder_ffn_dim=24,
+            max_source_positions=50,
+            vocab_size=300,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
+        )
+        image_options = {"width": 16, "layer": -2, "select": "patches", "projector": "mlp"}
+        audio_options = {"width": 16, "projector": "linear", "frames_per_token": 2}
+    return TrisenseConfig(
+        text_config=text,
+        vision_config=vision,
+        audio_config=audio,
+        senses={"image": image_options, "audio": audio_options},
+        placeholders={"image": 256, "audio": 257},
+    )
+
+
+def save(folder: Path, design: str = "spark") -> Path:
+    """A model folder as training writes it."""
+    import torch
+
+    from trisense.model import TrisenseForConditionalGeneration
+
+    torch.manual_seed(0)
+    model = TrisenseForConditionalGeneration(config(design))
+    model.save_pretrained(folder)
+    processor(design).save(folder)
+    return folder
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)
+
+
+def sound(seed: int, seconds: float = 0.7) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, int(16000 * seconds)).astype(np.float32)

@@ -1,0 +1,1 @@
+"""The assistant: a conversation in, an answer out."""

@@ -1,0 +1,51 @@
+"""Engines: what computes an answer. `open_engine` finds the one for a model."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from trisense.engines.protocol import Engine, State
+from trisense.errors import BadInput
+
+PACKAGED = Path(__file__).resolve().parent.parent / "spark"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+__all__ = ["Engine", "State", "open_engine"]
+
+
+def open_engine(model: str | os.PathLike[str] = "spark", device: str | None = None) -> Engine:
+    """The engine for `spark` (in the package), a folder of ONNX parts, a folder of a torch model, or a Hub id.
+
+    device: None for the engine's own choice, or `cpu`, `cuda`, ... (ONNX parts: `cpu` only).
+    Raises BadInput when there is no such model or the folder is not a whole one.
+    """
+    name = os.fspath(model)
+    if name == "spark":
+        if not PACKAGED.is_dir():
+            raise BadInput("spark: this copy of the package does not contain the model; give a folder with --model")
+        name = str(PACKAGED)
+    folder = Path(name)
+    if folder.is_dir():
+        if (folder / "export.json").is_file() or (folder / "onnx").is_dir():
+            from trisense.engines.onnx import OnnxEngine
+
+            return OnnxEngine(folder, device)
+        if not (folder / "config.json").is_file():
+            raise BadInput(
+                f"{folder}: not a model folder; expected export.json (ONNX parts) or config.json (a torch model)"
+            )
+    elif folder.exists():
+        raise BadInput(f"{folder}: a file; expected a model folder")
+    elif not HUB_ID.fullmatch(name) or name.startswith("."):
+        raise BadInput(f"{name}: no such folder; expected 'spark', a model folder, or a Hub id such as owner/model")
+    # Where the light wing meets torch: only here, and only for a model that needs it.
+    try:
+        from trisense.engines.local import LocalEngine
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            f"{name}: running a torch model needs {error.name}; install 'trisense[train]', or export the model with "
+            "`trisense export onnx`"
+        ) from None
+    return LocalEngine(folder if folder.is_dir() else name, device)

@@ -1,0 +1,277 @@
+"""A torch model -> a folder of ONNX parts for `engines/onnx.py`, which describes its files.
+
+The parts are the unchanged modules of the model behind thin wrappers that only rename inputs and outputs. `int8` keeps
+the weights of matrix products in 8 bits, one scale per output channel (activations are quantised as they come), and the
+embedding table in 8 bits, one scale per row; the rest, convolutions among it, stays float32.
+
+Letters: T positions, P positions in the cache, K wanted rows of logits, D width of the language model, V vocabulary,
+E width of an encoder, S feature vectors of one medium, M mel bins, F log-mel frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from torch import nn
+from torch.export import Dim
+from transformers import DynamicCache, PreTrainedModel
+
+from trisense.engines.onnx import MANIFEST, Manifest, Part, past_names
+from trisense.errors import BadInput
+from trisense.model.checkpoint import load_model
+from trisense.model.modeling import TrisenseForConditionalGeneration
+from trisense.model.senses import Sense
+from trisense.prompt import Processor
+
+Weights = Literal["float32", "int8"]
+
+# A protobuf file ends at 2 GiB; weights of larger parts go into a file beside it.
+LARGE = 1_500_000_000
+
+
+class _Part(NamedTuple):
+    """What torch's exporter wants to know about one part. `shapes` follows `arguments` and marks what may vary."""
+
+    module: nn.Module
+    arguments: tuple[Any, ...]
+    shapes: tuple[Any, ...]
+    inputs: list[str]
+    outputs: list[str]
+
+
+class _Encoder(nn.Module):
+    """values [1, 3, H, W] or [1, M, F] -> features [1, S, E]."""
+
+    def __init__(self, sense: Sense):
+        super().__init__()
+        self.sense = sense
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.sense.encode(values)
+
+
+class _Embedding(nn.Module):
+    """input_ids [1, T] -> inputs_embeds [1, T, D], from a table in 8 bits with one scale per row."""
+
+    table: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, table: torch.Tensor):
+        super().__init__()
+        scale = table.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127  # [V, 1]
+        self.register_buffer("table", torch.round(table / scale).to(torch.int8))  # [V, D]
+        self.register_buffer("scale", scale)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.table[input_ids].float() * self.scale[input_ids]
+
+
+class _Decoder(nn.Module):
+    """One run of the language model after a cache.
+
+    inputs_embeds [1, T, D], past keys and values [1, heads, P, head_dim], positions [K] of the wanted logits
+    -> logits [1, K, V], then keys and values [1, heads, P + T, head_dim].
+    """
+
+    def __init__(self, language_model: nn.Module):
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(
+        self, inputs_embeds: torch.Tensor, past: list[torch.Tensor], positions: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        cache = DynamicCache()
+        for layer in range(len(past) // 2):
+            cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        out = self.language_model(
+            inputs_embeds=inputs_embeds, past_key_values=cache, use_cache=True, logits_to_keep=positions
+        )
+        return (out.logits, *_tensors(out.past_key_values))
+
+
+def _tensors(cache: DynamicCache) -> list[torch.Tensor]:
+    layers: list[Any] = cache.layers
+    return [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+
+
+def export_onnx(folder: str | os.PathLike[str], out: str | os.PathLike[str], weights: Weights = "float32") -> Manifest:
+    """Writes the model of `folder` as ONNX parts into `out`, whole or not at all, and returns the manifest.
+
+    An earlier export in `out` is replaced. Raises BadInput for an unknown kind of weights, for an `out` that holds
+    something else, and for a folder that is no model.
+    """
+    folder, out = Path(folder), Path(out)
+    if weights not in get_args(Weights):
+        raise BadInput(f"weights {weights!r}: unknown; expected one of {', '.join(get_args(Weights))}")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file())):
+        raise BadInput(f"{out}: exists and is not an earlier export; give a new folder")
+    processor = Processor.from_folder(folder)
+    model = load_model(folder, torch.float32).eval()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        manifest = write_parts(model, processor, aside, weights)
+        processor.save(aside)
+        shutil.copyfile(folder / "config.json", aside / "config.json")
+        (aside / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        aside.chmod(0o755)  # mkdtemp makes folders for one user
+        if out.exists():
+            shutil.rmtree(out)
+        aside.replace(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return manifest
+
+
+@torch.no_grad()
+def write_parts(
+    model: TrisenseForConditionalGeneration, processor: Processor, folder: Path, weights: Weights
+) -> Manifest:
+    """Writes `folder/onnx/*.onnx` and returns the manifest that describes them. Sets the model to eager attention."""
+    for module in model.modules():
+        # The decomposition of scaled_dot_product_attention does not export with dynamic shapes everywhere.
+        if isinstance(module, PreTrainedModel) and module is not model:
+            module.set_attn_implementation("eager")
+    decoder = _decoder(model.language_model)
+    embeds, past, _ = decoder.arguments
+    parts = {"embed_tokens": _embedding(model, weights), "decoder": decoder}
+    for name, sense in model.senses.items():
+        assert isinstance(sense, Sense)
+        parts |= _sense(name, sense, processor)
+    (folder / "onnx").mkdir()
+    for name, part in parts.items():
+        path = folder / "onnx" / f"{name}.onnx"
+        _write(part, path)
+        if weights == "int8" and name != "embed_tokens":
+            _quantise(path)
+    text: Any = model.config.text_config
+    return Manifest(
+        weights=weights,
+        # A part above LARGE is two files: name.onnx and, listed as a part of its own, name.onnx.data.
+        parts={
+            path.name.removesuffix(".onnx"): _describe(path, folder) for path in sorted((folder / "onnx").iterdir())
+        },
+        layers=len(past) // 2,
+        kv_heads=past[0].shape[1],
+        head_dim=past[0].shape[3],
+        hidden_size=embeds.shape[2],
+        vocab_size=text.vocab_size,
+        max_positions=text.max_position_embeddings,
+    )
+
+
+def _sense(name: str, sense: Sense, processor: Processor) -> dict[str, _Part]:
+    """Encoder and projector of one sense, for values of the shape that the processor makes."""
+    varies = False
+    if name == "image":
+        image = processor.image
+        assert image is not None
+        values = torch.zeros(1, 3, image.height, image.width)
+    else:
+        audio = processor.audio
+        assert audio is not None
+        varies = audio.chunk_seconds is None
+        frames = int((audio.chunk_seconds or 2.0) * audio.sampling_rate) // audio.hop_length
+        values = torch.zeros(1, audio.mel_bins, frames)
+    features = sense.encode(values)  # [1, S, E]
+    source = "pixel_values" if name == "image" else "input_features"
+    frames_vary, vectors_vary = ({2: Dim.DYNAMIC}, {1: Dim.DYNAMIC}) if varies else (None, None)
+    return {
+        f"{name}_encoder": _Part(_Encoder(sense), (values,), (frames_vary,), [source], ["features"]),
+        f"{name}_projector": _Part(sense.projector, (features,), (vectors_vary,), ["features"], ["vectors"]),
+    }
+
+
+def _embedding(model: TrisenseForConditionalGeneration, weights: Weights) -> _Part:
+    module = model.get_input_embeddings()
+    if weights == "int8":
+        assert isinstance(module.weight, torch.Tensor)
+        module = _Embedding(module.weight)
+    ids = torch.zeros(1, 3, dtype=torch.long)
+    return _Part(module, (ids,), ({1: Dim.DYNAMIC},), ["input_ids"], ["inputs_embeds"])
+
+
+def _decoder(language_model: Any) -> _Part:
+    embeds = language_model.get_input_embeddings()(torch.zeros(1, 3, dtype=torch.long))  # [1, T, D]
+    out = language_model(inputs_embeds=embeds, use_cache=True, past_key_values=DynamicCache())
+    past = [tensor.repeat(1, 1, 2, 1) for tensor in _tensors(out.past_key_values)]  # P differs from T
+    names = past_names(len(past) // 2)
+    return _Part(
+        _Decoder(language_model),
+        (embeds, past, torch.tensor([1, 2])),
+        ({1: Dim.DYNAMIC}, [{2: Dim.DYNAMIC}] * len(past), {0: Dim.DYNAMIC}),
+        ["inputs_embeds", *names, "positions"],
+        ["logits", *(name.replace("past", "present") for name in names)],
+    )
+
+
+def _write(part: _Part, path: Path) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in part.module.state_dict().values())
+    with _quiet():
+        program = torch.onnx.export(
+            part.module.eval(),
+            part.arguments,
+            dynamo=True,
+            dynamic_shapes=part.shapes,
+            input_names=part.inputs,
+            output_names=part.outputs,
+            verbose=False,
+        )
+    assert program is not None
+    # The exporter notes source lines of the machine it ran on, several times the size of a small model.
+    ClearMetadataAndDocStringPass()(program.model)
+    program.save(path, external_data=size > LARGE)
+
+
+def _quantise(path: Path) -> None:
+    """Weights of matrix products to int8 per output channel, in place."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    aside = path.with_suffix(".int8")
+    large = path.with_suffix(".onnx.data")
+    with _quiet():
+        quantize_dynamic(
+            path,
+            aside,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            # Seven bits: eight overflow 16-bit sums on processors without VNNI, so answers would depend on the machine.
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=large.exists(),
+        )
+    large.unlink(missing_ok=True)
+    aside.replace(path)
+
+
+def _describe(path: Path, folder: Path) -> Part:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Part(file=path.relative_to(folder).as_posix(), sha256=digest, bytes=path.stat().st_size)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress report and its warnings about its own insides."""
+    logger, root = logging.getLogger("torch.onnx"), logging.getLogger()
+    levels = logger.level, root.level
+    logger.setLevel(logging.ERROR)
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(levels[0])
+        root.setLevel(levels[1])

@@ -1,0 +1,63 @@
+"""Rendered conversations -> the tensors of one training step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trisense.prompt import Prompt
+
+# Letters: B rows, T positions, N media of one sense, S feature vectors of one medium, E width of an encoder.
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`inputs`: keyword arguments of the model's forward. `items`: what the loss counts, so that gradients of several
+    batches are weighted by tokens and not by batches."""
+
+    inputs: dict[str, torch.Tensor]
+    items: int
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.items)
+
+
+def collate(prompts: Sequence[Prompt]) -> Batch:
+    """Pads prompts on the right and gathers their media's frozen features.
+
+    Each `values[i]` of a prompt is the features [S, E] of its medium i, computed before by a frozen encoder. Gives
+    input_ids, attention_mask, labels (-100 where nothing is supervised), all [B, T] int64; image_features [N, S, E];
+    audio_features [N, S, E] padded with zeros, audio_lengths [N].
+    """
+    longest = max(len(prompt.ids) for prompt in prompts)
+    ids = np.zeros((len(prompts), longest), np.int64)  # [B, T]
+    attention = np.zeros_like(ids)
+    labels = np.full_like(ids, -100)
+    for row, prompt in enumerate(prompts):
+        length = len(prompt.ids)
+        ids[row, :length] = prompt.ids
+        attention[row, :length] = 1
+        labels[row, :length] = np.where(prompt.mask, prompt.ids, -100)
+    inputs = {"input_ids": ids, "attention_mask": attention, "labels": labels}
+    for sense in ("image", "audio"):
+        features = [
+            values
+            for prompt in prompts
+            for slot, values in zip(prompt.media, prompt.values, strict=True)
+            if slot.sense == sense
+        ]
+        if not features:
+            continue
+        lengths = np.array([len(one) for one in features])
+        padded = np.zeros((len(features), lengths.max(), features[0].shape[1]), np.float32)  # [N, S, E]
+        for row, one in enumerate(features):
+            padded[row, : len(one)] = one
+        inputs[f"{sense}_features"] = padded
+        if sense == "audio":
+            inputs["audio_lengths"] = lengths
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    # The first position predicts nothing, so a label there is no item; layouts never supervise it.
+    return Batch(tensors, items=int((labels[:, 1:] != -100).sum()))

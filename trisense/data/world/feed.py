@@ -1,0 +1,87 @@
+"""A bank's media with frozen features -> conversations without end, any of them by its number."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from trisense.chat import Audio, Conversation, Image, Message, Text, render
+from trisense.data.world.bank import Bank
+from trisense.data.world.facts import Topic, Utterance
+from trisense.data.world.questions import Context, Question, ask_many, make_context
+from trisense.prompt import Processor, Prompt
+from trisense.recipe import World
+
+
+@dataclass(frozen=True)
+class Features:
+    """What frozen encoders made of a bank: `images` float16 [P, S, E]; `audios` float16 [all S, E] one after the other,
+    utterance i at `offsets[i] : offsets[i + 1]`."""
+
+    images: np.ndarray
+    audios: np.ndarray
+    offsets: np.ndarray
+
+    def audio(self, index: int) -> np.ndarray:
+        return self.audios[self.offsets[index] : self.offsets[index + 1]]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Training conversations over a bank. `conversation(i)` is the same for the same seed, whatever was asked before,
+    so a resumed run continues where it stopped."""
+
+    bank: Bank
+    features: Features
+    world: World
+    seed: int
+
+    def conversation(self, number: int) -> tuple[Conversation, list[Question]]:
+        """Conversation `number`: a context and `world.turns` questions about it; media parts hold features [S, E]."""
+        rng = random.Random(f"{self.seed}/{number}")
+        senses = {sense for sense, chance in self.world.present.items() if rng.random() < chance} or {"image"}
+        picture = rng.randrange(len(self.bank.scenes))
+        heard: list[int] = []
+
+        def utter(rng: random.Random, topic: Topic, wish: dict) -> Utterance:
+            heard.append(self.bank.utter(rng, topic, wish))
+            return self.bank.utterances[heard[-1]]
+
+        context = make_context(rng, "train", utter, senses, scene=self.bank.scenes[picture])
+        questions = ask_many(rng, context, self.world.turns)
+        parts: list[Image | Audio | Text] = []
+        if context.scene:
+            parts.append(Image(image=self.features.images[picture]))
+        if heard:
+            parts.append(Audio(audio=self.features.audio(heard[-1])))
+        if context.note:
+            parts.append(Text(text=context.note.text))
+        return converse(tuple(parts), questions), questions
+
+    def prompt(self, number: int, processor: Processor) -> Prompt:
+        """Conversation `number`, rendered; `values` are the features in place of pixels and mels."""
+        return featured(self.conversation(number)[0], processor)
+
+
+def converse(context: tuple[Image | Audio | Text, ...], questions: list[Question]) -> Conversation:
+    """The questions, one turn each, the context's parts before the first."""
+    messages: list[Message] = []
+    for turn, question in enumerate(questions):
+        parts = (*context, Text(text=question.text)) if turn == 0 else (Text(text=question.text),)
+        messages.append(Message(role="user", content=parts))
+        messages.append(Message(role="assistant", content=(Text(text=question.answer),)))
+    return Conversation(messages=tuple(messages))
+
+
+def featured(conversation: Conversation, processor: Processor) -> Prompt:
+    """Renders a conversation whose media parts already hold feature vectors [S, E]."""
+
+    def array(part: Image | Audio) -> np.ndarray:
+        return part.image if isinstance(part, Image) else part.audio
+
+    rendered = render(
+        conversation, processor.layout, processor.tokenizer, processor.placeholders, lambda part: len(array(part))
+    )
+    return Prompt(rendered.ids, rendered.mask, rendered.media, tuple(array(slot.part) for slot in rendered.media))

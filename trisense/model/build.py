@@ -1,0 +1,63 @@
+"""Recipe -> model and processor, from nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig
+
+from trisense.model.configuration import TrisenseConfig
+from trisense.model.modeling import TrisenseForConditionalGeneration
+from trisense.prompt import Processor
+from trisense.recipe import Design
+from trisense.tokens import TextTokenizer
+
+
+def train_tokenizer(texts: Iterable[str], design: Design) -> TextTokenizer:
+    """A byte-level BPE of `design.vocabulary` tokens; the layout's strings and the placeholders are special tokens.
+
+    Any text can be written in it. Every segment of a prompt begins as if a space stood before it, so a word is the same
+    token at the start of a question and inside it.
+    """
+    special = [string for string in design.layout.strings() if string]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=design.vocabulary,
+        special_tokens=list(dict.fromkeys([*special, *design.placeholders.values()])),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return TextTokenizer(tokenizer)
+
+
+def build_processor(design: Design, tokenizer: TextTokenizer) -> Processor:
+    """The processor of a design; its placeholders are tokens of the tokenizer."""
+    placeholders: dict[str, int] = {}
+    for sense, token in design.placeholders.items():
+        if (number := tokenizer.id(token)) is None:
+            raise ValueError(f"placeholders.{sense}: {token!r} is not a token of the tokenizer")
+        placeholders[sense] = number
+    return Processor(tokenizer, design.layout, design.pictures, design.sounds, placeholders)
+
+
+def build_model(design: Design, processor: Processor) -> TrisenseForConditionalGeneration:
+    """The model of a design with random weights (torch's generator: seed it first)."""
+    end = min(processor.end_ids)
+    text = _config({**design.text, "vocab_size": processor.tokenizer.size, "eos_token_id": end, "pad_token_id": end})
+    config = TrisenseConfig(
+        text_config=text,
+        vision_config=design.vision and _config(design.vision),
+        audio_config=design.audio and _config(design.audio),
+        senses={sense: dict(options) for sense, options in design.senses.items()},
+        placeholders=dict(processor.placeholders),
+    )
+    return TrisenseForConditionalGeneration(config)
+
+
+def _config(values: dict):
+    values = dict(values)
+    return AutoConfig.for_model(values.pop("model_type"), **values)

@@ -1,0 +1,172 @@
+"""`TrisenseForConditionalGeneration`: embed, splice the senses in, run the language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from trisense.model.configuration import ENCODER_CONFIG, TrisenseConfig
+from trisense.model.senses import Sense
+
+# Letters: B rows, T positions, D width of the language model, V vocabulary, N media, S feature vectors of one medium,
+# E width of an encoder, M mel bins, F log-mel frames.
+
+
+class TrisenseForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """A causal language model that reads pictures and sound where placeholders stand in its prompt.
+
+    The design is LLaVA's (Liu et al. 2023), which the five recipes share: encoder -> projector -> language model; every
+    placeholder token is one feature vector. All parts are unchanged transformers classes.
+    """
+
+    config_class = TrisenseConfig
+    config: TrisenseConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: TrisenseConfig):
+        super().__init__(config)
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        hidden_size = self.language_model.get_input_embeddings().embedding_dim
+        # In a fixed order: a config read back from json has its keys sorted, and optimisers count parameters by order.
+        self.senses = nn.ModuleDict(
+            {
+                name: Sense(name, config.options(name), config.encoder_config(name), hidden_size)
+                for name in ENCODER_CONFIG
+                if name in config.senses
+            }
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def embed(self, input_ids: torch.Tensor, media: dict[str, torch.Tensor | None]) -> torch.Tensor:
+        """Input embeddings [B, T, D] with each placeholder replaced by its feature vector.
+
+        media: the media arguments of `forward`, by name. One masked write per sense; text alone costs nothing more.
+
+        Raises:
+            ValueError: placeholders and feature vectors differ in number; both counts are named.
+        """
+        embeddings = self.get_input_embeddings()(input_ids)  # [B, T, D]
+        for name, sense in self.senses.items():
+            values = media.get("pixel_values" if name == "image" else "input_features")
+            features = media.get(f"{name}_features")
+            given = values is not None or features is not None
+            slots = input_ids == self.config.placeholders[name]  # [B, T]
+            if not given and not (count := int(slots.sum())):
+                continue
+            if not given:
+                raise ValueError(f"the prompt has {count} {name} placeholders but no {name} was given")
+            mask = media.get("input_features_mask") if name == "audio" else None
+            vectors = sense(values, mask, features, media.get(f"{name}_lengths"))  # [sum of lengths, D]
+            if (count := int(slots.sum())) != len(vectors):
+                raise ValueError(f"the prompt has {count} {name} placeholders but the {name}s give {len(vectors)} vectors")
+            # The one place for precision: whatever encoder and projector compute in, the language model's dtype rules.
+            embeddings = embeddings.masked_scatter(slots[..., None], vectors.to(embeddings.dtype))
+        return embeddings
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        input_features: torch.FloatTensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        audio_features: torch.FloatTensor | None = None,
+        audio_lengths: torch.LongTensor | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """One pass.
+
+        Args:
+            input_ids: [B, T] int64, with placeholders. Or `inputs_embeds` [B, T, D], already spliced.
+            attention_mask: [B, T], 1 on real tokens; positions count real tokens only, so left padding changes nothing.
+            labels: [B, T] int64, aligned with `input_ids` (shifted here, once), -100 where nothing is supervised.
+            pixel_values: [N, 3, H, W] float, all pictures of the batch in the order of their placeholders.
+            input_features: [N, M, F] float log-mel; input_features_mask: [N, F], 1 on real frames.
+            image_features: [N, S, E], audio_features: [N, S, E] with audio_lengths [N]: features of a frozen encoder,
+                computed before, in place of pixels and mels.
+            num_items_in_batch: divides the summed loss (token-weighted accumulation); default: the supervised tokens here.
+
+        Returns:
+            `logits` [B, T, V]; with `labels`, `loss` and `logits` [supervised, V] only: the head runs nowhere else.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            assert input_ids is not None
+            media = {
+                "pixel_values": pixel_values,
+                "input_features": input_features,
+                "input_features_mask": input_features_mask,
+                "image_features": image_features,
+                "audio_features": audio_features,
+                "audio_lengths": audio_lengths,
+            }
+            inputs_embeds = self.embed(input_ids, media)
+        if position_ids is None and attention_mask is not None and past_key_values is None and attention_mask.dim() == 2:
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        inputs = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            # A cache in training would also make packed samples attend to each other (FACTS: trap 1).
+            "use_cache": use_cache if labels is None else False,
+            **kwargs,
+        }
+        if labels is None:
+            return self.language_model(**inputs, logits_to_keep=logits_to_keep)
+        decoder = self.language_model.get_decoder()
+        hidden = decoder(**inputs).last_hidden_state  # [B, T, D]
+        supervised = labels[:, 1:] != -100  # [B, T - 1]
+        logits = self.get_output_embeddings()(hidden[:, :-1][supervised])  # [supervised, V]
+        targets = labels[:, 1:][supervised]
+        total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        count = num_items_in_batch if num_items_in_batch is not None else max(len(targets), 1)
+        return CausalLMOutputWithPast(loss=total / count, logits=logits)
+
+    @torch.no_grad()
+    def generate(self, input_ids: torch.LongTensor | None = None, **kwargs: Any):
+        """`GenerationMixin.generate` over spliced embeddings, with the KV cache of the language model.
+
+        Takes `input_ids` [B, T] (left padded, with `attention_mask`) and the media arguments of `forward`; returns what
+        transformers' own image-text-to-text models return: prompt and new tokens, [B, T + new].
+        """
+        names = ("pixel_values", "input_features", "input_features_mask")
+        media = {name: kwargs.pop(name, None) for name in (*names, "image_features", "audio_features", "audio_lengths")}
+        if input_ids is None:
+            return super().generate(**kwargs)
+        if kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = torch.ones_like(input_ids)
+        out = super().generate(inputs_embeds=self.embed(input_ids, media), **kwargs)
+        if isinstance(out, torch.Tensor):
+            return torch.cat([input_ids.repeat_interleave(len(out) // len(input_ids), 0), out], 1)
+        out.sequences = torch.cat([input_ids.repeat_interleave(len(out.sequences) // len(input_ids), 0), out.sequences], 1)
+        return out

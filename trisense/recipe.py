@@ -1,0 +1,157 @@
+"""Recipes: what a model is made of and how it is trained, as data.
+
+Typed models are the truth and carry the defaults; a recipe file holds differences only; `key=value` flags override it;
+an unknown key is an error that suggests the right one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trisense.chat import Layout
+from trisense.errors import BadInput
+from trisense.preprocess import AudioProcessor, ImageProcessor
+
+Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Design(_Options):
+    """What the model is made of.
+
+    text, vision, audio: configurations of transformers as plain dicts with `model_type`. senses: for `image` and
+    `audio` the options of `trisense.model.configuration.SenseOptions`. placeholders: per sense the token that stands
+    for one feature vector. vocabulary: size of a tokenizer trained for this model.
+    """
+
+    text: dict[str, Any]
+    vision: dict[str, Any] | None = None
+    audio: dict[str, Any] | None = None
+    senses: dict[Literal["image", "audio"], dict[str, Any]] = {}
+    placeholders: dict[Literal["image", "audio"], str] = {}
+    layout: Layout = Layout()
+    pictures: ImageProcessor | None = None
+    sounds: AudioProcessor | None = None
+    vocabulary: Positive = 1024
+
+
+class World(_Options):
+    """How much of the small world is drawn and spoken before training; questions about it are made as they are needed.
+
+    turns: questions asked in one conversation. present: chance of each sense to be part of a context.
+    """
+
+    pictures: Positive = 60_000
+    utterances: Positive = 40_000
+    turns: Positive = 6
+    present: dict[Literal["image", "audio", "text"], float] = {"image": 0.8, "audio": 0.7, "text": 0.65}
+
+
+class Stage(_Options):
+    """One stage of training. `learns` says what: `see` and `hear` warm an encoder up, `answer` trains projectors and
+    language model on the encoders' frozen features."""
+
+    learns: Literal["see", "hear", "answer"]
+    steps: Positive
+    batch_size: Positive = 32
+    accumulate: Positive = 1
+    lr: Rate = 1e-3
+    warmup_steps: int = 200
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    weight_decay: float = 0.01
+    clip: Rate = 1.0
+    precision: Literal["float32", "bf16"] = "float32"
+    log_every: Positive = 50
+    evaluate_every: Positive = 500
+    save_every: Positive = 500
+
+
+class Recipe(_Options):
+    name: str
+    description: str = ""
+    design: Design
+    world: World = World()
+    stages: dict[str, Stage]
+
+
+def names() -> list[str]:
+    """The recipes inside the package."""
+    return sorted(entry.name[:-5] for entry in files("trisense.recipes").iterdir() if entry.name.endswith(".yaml"))
+
+
+def read(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe by name, or by the path of a .yaml file, with `key.key=value` overrides (values are YAML).
+
+    Raises BadInput for an unknown recipe or key, with a suggestion, and for a value of the wrong type.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise BadInput(f"{path}: no such recipe file; packaged recipes are {', '.join(names())}")
+        text = path.read_text()
+    elif str(recipe) in names():
+        text = (files("trisense.recipes") / f"{recipe}.yaml").read_text()
+    else:
+        raise BadInput(f"recipe {str(recipe)!r} is unknown{_suggest(str(recipe), names())}; packaged: {', '.join(names())}")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInput(f"{recipe}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{recipe}: expected a mapping of recipe keys")
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"recipe {recipe}: {_explain(error)}") from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise BadInput(f"{override!r}: expected key=value, such as stages.answer.lr=1e-4")
+    *path, last = key.split(".")
+    for step in path:
+        values = values.setdefault(step, {})
+        if not isinstance(values, dict):
+            raise BadInput(f"{override!r}: {step!r} holds a value, not keys")
+    try:
+        values[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise BadInput(f"{override!r}: the value is not YAML; quote it") from None
+    if isinstance(values[last], str):  # YAML 1.1 reads 1e-4 as a string
+        try:
+            values[last] = float(values[last])
+        except ValueError:
+            pass
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    close = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(step) for step in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
+    model: Any = Recipe
+    for step in first["loc"][:-1]:
+        fields = getattr(model, "model_fields", {})
+        annotation = fields[step].annotation if step in fields else model
+        inner = [kind for kind in (annotation, *getattr(annotation, "__args__", ())) if hasattr(kind, "model_fields")]
+        model = inner[0] if inner else model
+    return f"unknown key {where!r}{_suggest(str(first['loc'][-1]), getattr(model, 'model_fields', {}))}"

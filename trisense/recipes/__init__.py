@@ -1,0 +1,1 @@
+"""The packaged recipes, as .yaml files that hold differences only."""

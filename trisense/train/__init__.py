@@ -1,0 +1,1 @@
+"""Training: one loop, and what runs through it."""

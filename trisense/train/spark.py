@@ -1,0 +1,212 @@
+"""`trisense train spark`: from nothing to a model that answers, in one command.
+
+Tokenizer -> bank of pictures and sounds -> `see` and `hear` warm the encoders up -> their features, computed once ->
+`answer` trains projectors and language model on conversations about the world. Every part is kept in the run's folder
+and not made again, so the same command continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trisense.data.batches import Batch, collate
+from trisense.data.world.bank import Bank, scene_at
+from trisense.data.world.feed import Features, Feed
+from trisense.data.world.questions import SENSES, make_context, make_utterance
+from trisense.data.world.questions import ask_many as ask
+from trisense.model.build import build_model, build_processor, train_tokenizer
+from trisense.model.modeling import TrisenseForConditionalGeneration
+from trisense.prompt import Processor
+from trisense.recipe import Recipe, Stage
+from trisense.tokens import TextTokenizer
+from trisense.train.loop import train
+from trisense.train.warmup import (
+    Hear,
+    See,
+    mels,
+    picture_accuracy,
+    picture_batch,
+    pixels,
+    sound_accuracy,
+    sound_batch,
+)
+
+# The last media of the bank and the conversations from here on are for evaluation during training only.
+HELD_BACK = 512
+EVALUATION = 1 << 40
+
+
+def world_texts(seed: int, count: int) -> Iterator[str]:
+    """Everything written or said in `count` contexts of the world, for the tokenizer."""
+    rng = random.Random(f"{seed}/texts")
+    for index in range(count):
+        context = make_context(
+            rng, "train", lambda r, topic, wish: make_utterance(r, topic, wish), SENSES, scene_at(seed, "train", index)
+        )
+        assert context.utterance and context.note
+        yield context.utterance.words
+        yield context.note.text
+        for question in ask(rng, context, 8):
+            yield question.text
+            yield question.answer
+
+
+def train_spark(recipe: Recipe, out: Path, device: str = "auto", seed: int = 0, bank: Path | None = None) -> Path:
+    """Trains the recipe in `out` and returns the folder of the finished model, `out/model`.
+
+    device: `auto` or `cpu`. bank: where the drawn and spoken media are kept; default `out/bank`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer_file = out / "tokenizer.json"
+    if not tokenizer_file.exists():
+        aside = tokenizer_file.with_suffix(".part")
+        aside.write_text(train_tokenizer(world_texts(seed, 20_000), recipe.design).to_json())
+        os.replace(aside, tokenizer_file)
+    processor = build_processor(recipe.design, TextTokenizer.from_file(tokenizer_file))
+    assert processor.image and processor.audio
+    media = Bank(
+        bank or out / "bank", recipe.world.pictures, recipe.world.utterances, seed, processor.image.height, processor.audio
+    )
+    torch.manual_seed(seed)
+    model = build_model(recipe.design, processor)
+    steps = {"see": _see, "hear": _hear, "answer": _answer}
+    for name, stage in recipe.stages.items():
+        steps[stage.learns](model, processor, media, recipe, stage, out / name, device, seed)
+    folder = out / "model"
+    model.save_pretrained(folder)
+    processor.save(folder)
+    return folder
+
+
+def _see(model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int) -> None:
+    image = processor.image
+    assert image
+    pool, held = len(bank.scenes) - HELD_BACK, np.arange(len(bank.scenes) - HELD_BACK, len(bank.scenes))
+
+    def batch_at(number: int) -> Batch:
+        rng = np.random.default_rng((seed, 1, number))
+        return picture_batch(bank, rng.integers(0, pool, stage.batch_size), image)
+
+    learner = See(model.senses["image"])
+    train(learner, batch_at, stage, out, device=device, seed=seed, evaluate=lambda m: picture_accuracy(m, bank, held, image))
+
+
+def _hear(model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int) -> None:
+    words = processor.tokenizer
+    pool, held = len(bank.utterances) - HELD_BACK, np.arange(len(bank.utterances) - HELD_BACK, len(bank.utterances))
+
+    def batch_at(number: int) -> Batch:
+        rng = np.random.default_rng((seed, 2, number))
+        return sound_batch(bank, rng.integers(0, pool, stage.batch_size), words, rng)
+
+    learner = Hear(model.senses["audio"], words.size)
+    train(learner, batch_at, stage, out, device=device, seed=seed, evaluate=lambda m: sound_accuracy(m, bank, held, words))
+
+
+def _answer(model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int) -> None:
+    features = frozen_features(model, processor, bank, out.parent / "features.npz")
+    feed = Feed(bank, features, recipe.world, seed)
+    for sense in model.senses.values():
+        sense.encoder.requires_grad_(False)
+
+    def batch_at(number: int) -> Batch:
+        numbers = range(number * stage.batch_size, (number + 1) * stage.batch_size)
+        return collate([feed.prompt(n, processor) for n in numbers])
+
+    held = [EVALUATION + n for n in range(256)]
+    train(
+        model,
+        batch_at,
+        stage,
+        out,
+        device=device,
+        seed=seed,
+        evaluate=lambda m: answer_accuracy(m, processor, feed, held),
+        sample=lambda m: answer_samples(m, processor, feed, held[:4]),
+    )
+
+
+@torch.inference_mode()
+def frozen_features(model: TrisenseForConditionalGeneration, processor: Processor, bank: Bank, path: Path) -> Features:
+    """What the warmed-up encoders make of the whole bank, computed once and kept in `path`."""
+    if not path.exists():
+        assert processor.image
+        model.eval()
+        device = next(model.parameters()).device
+        images, audios, lengths = [], [], []
+        for start in range(0, len(bank.scenes), 256):
+            indices = np.arange(start, min(start + 256, len(bank.scenes)))
+            values = torch.from_numpy(pixels(bank, indices, processor.image)).to(device)
+            images.append(model.senses["image"].encode(values).half().cpu().numpy())
+        for start in range(0, len(bank.utterances), 64):
+            indices = np.arange(start, min(start + 64, len(bank.utterances)))
+            values, mask = (torch.from_numpy(array).to(device) for array in mels(bank, indices))
+            encoded = model.senses["audio"].encode(values, mask)
+            count = model.senses["audio"].lengths(encoded, mask)
+            real = torch.arange(encoded.shape[1], device=device) < count[:, None]
+            audios.append(encoded[real].half().cpu().numpy())
+            lengths.append(count.cpu().numpy())
+        aside = path.with_name("features.part.npz")
+        np.savez(
+            aside,
+            images=np.concatenate(images),
+            audios=np.concatenate(audios),
+            offsets=np.concatenate([[0], np.concatenate(lengths).cumsum()]),
+        )
+        os.replace(aside, path)
+    stored = np.load(path)
+    return Features(stored["images"], stored["audios"], stored["offsets"])
+
+
+@torch.inference_mode()
+def answer_accuracy(
+    model: TrisenseForConditionalGeneration, processor: Processor, feed: Feed, numbers: list[int]
+) -> dict[str, float]:
+    """Share of held-back questions whose answer would be decoded greedily to the letter, by the senses they need.
+
+    One forward with the truth as history: an answer whose every token is the most likely one is what greedy decoding
+    gives.
+    """
+    device = next(model.parameters()).device
+    right: dict[str, list[bool]] = {}
+    for start in range(0, len(numbers), 32):
+        part = numbers[start : start + 32]
+        prompts = [feed.prompt(number, processor) for number in part]
+        batch = collate(prompts)
+        logits = model(**{name: tensor.to(device) for name, tensor in batch.inputs.items()}).logits.cpu()
+        labels = batch.inputs["labels"][:, 1:]
+        hits = torch.ones_like(labels, dtype=torch.bool)
+        hits[labels != -100] = logits.argmax(-1) == labels[labels != -100]
+        for row, number in enumerate(part):
+            supervised = np.flatnonzero(prompts[row].mask)
+            answers = np.split(supervised, np.flatnonzero(np.diff(supervised) > 1) + 1)
+            for question, span in zip(feed.conversation(number)[1], answers, strict=True):
+                exact = bool(hits[row, span - 1].all())
+                group = ("none", question.senses[0] if question.senses else "", "two", "three")[len(question.senses)]
+                right.setdefault(group, []).append(exact)
+                right.setdefault("all", []).append(exact)
+    return {group: sum(hits) / len(hits) for group, hits in sorted(right.items())}
+
+
+def answer_samples(
+    model: TrisenseForConditionalGeneration, processor: Processor, feed: Feed, numbers: list[int]
+) -> str:
+    """Questions of held-back conversations, what the model says and the truth."""
+    device = next(model.parameters()).device
+    lines = []
+    for number in numbers:
+        prompt = feed.prompt(number, processor)
+        question = feed.conversation(number)[1][0]
+        length = int(np.flatnonzero(prompt.mask)[0])
+        batch = collate([prompt])
+        media = {name: t.to(device) for name, t in batch.inputs.items() if name not in ("input_ids", "attention_mask", "labels")}
+        ids = batch.inputs["input_ids"][:, :length].to(device)
+        said = model.generate(ids, **media, max_new_tokens=24, do_sample=False)[0, length:]
+        lines.append(f"\n  {question.text} -> {processor.tokenizer.decode(said.tolist()).strip()} | {question.answer}")
+    return "".join(lines)

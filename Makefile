@@ -6,8 +6,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Bytecode is written when a module is first imported: compiling all of it would cost 36 MB that answering never reads.
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+# Small on disk: pip stays where $(PYTHON) has it, and bytecode is written when a module is first imported, so it must be.
+unexport PYTHONDONTWRITEBYTECODE
+PIP := $(PYTHON) -m pip --python $(BIN)/python --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --no-compile -c constraints.txt
 
 EXAMPLE := --image examples/picture.png --audio examples/voice.wav --text-file examples/note.txt
 QUESTION := Where is the thing that the named person has?
@@ -32,20 +34,20 @@ check: $(VENV)/dev
 $(VENV)/core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit("trisense needs Python 3.11 to 3.13 and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=/path/to/python3.11 ...")'
 	@echo "Setting up $(VENV) ..."
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(PIP) -e .
+	@test -x $(BIN)/python || $(PYTHON) -m venv --without-pip $(VENV)
+	@$(INSTALL) -e .
 	@touch $@
 
 # torch comes first and alone, so that no other package's wish for a newer one is asked before it is there.
 $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/core
 	@echo "Setting up $(VENV) for development ..."
-	@$(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	@$(PIP) -e '.[train,serve,dev]'
+	@$(INSTALL) torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	@$(INSTALL) -e '.[train,serve,dev]'
 	@touch $(VENV)/core $@
 
 constraints: $(VENV)/dev
 	@head -1 constraints.txt > $(VENV)/pins
-	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort -f >> $(VENV)/pins
+	@$(PIP) freeze --exclude-editable | sed 's/+cpu$$//' | LC_ALL=C sort -f >> $(VENV)/pins
 	@mv $(VENV)/pins constraints.txt
 
 clean:

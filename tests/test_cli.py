@@ -14,6 +14,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import trisense
 from trisense.cli import main
@@ -65,7 +66,9 @@ def test_a_wrong_command_is_one_line(capsys: pytest.CaptureFixture[str], argumen
 
 def test_an_unknown_recipe_key_is_one_line_with_the_nearest_key(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     out = tmp_path / "out"
-    assert "train.stepz" in refusal(capsys, "train", "spark", "--out", out, "train.stepz=3")
+    line = refusal(capsys, "train", "spark", "--out", out, "stages.answer.stepz=3")
+    assert "stages.answer.stepz" in line
+    assert "'steps'" in line
     assert not out.exists()
 
 
@@ -224,8 +227,16 @@ def test_max_tokens_ends_an_answer_early(capsys: pytest.CaptureFixture[str], sam
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str], arguments: list[str]):
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    for command in ("ask", "serve", "train", "evaluate", "export", "world"):
+    for command in ("ask", "serve", "train", "evaluate", "export", "world", "recipes"):
         assert f"\n  {command} " in printed
+
+
+def test_recipes_are_listed_and_printed_with_what_overrides_change(capsys: pytest.CaptureFixture[str]):
+    assert main(["recipes"]) == 0
+    assert any(line.split()[0] == "spark" for line in capsys.readouterr().out.splitlines())
+    assert main(["recipes", "spark", "stages.answer.steps=7"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["stages"]["answer"]["steps"] == 7
+    assert "'spark'" in refusal(capsys, "recipes", "sparc")
 
 
 def test_a_group_alone_shows_its_commands(capsys: pytest.CaptureFixture[str]):

@@ -25,6 +25,7 @@ ROOMS = [
     "tokens",
     "chat",
     "prompt",
+    "recipes",
     "recipe",
     "data.world",
     "engines",

@@ -180,20 +180,30 @@ def train() -> None:
 
 
 @train.command("spark")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the model.")
-@click.option("--device", metavar="DEVICE", help="cpu or cuda; by default a GPU where there is one.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the run.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="auto: a GPU where there is one.",
+)
 @seed_option
+@click.option("--bank", type=click.Path(path_type=Path, file_okay=False), help="Folder of drawn and spoken samples.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def train_spark(out: Path, device: str | None, seed: int, overrides: tuple[str, ...]) -> None:
-    """Train spark from nothing on the small world. KEY=VALUE changes the recipe.
+def train_spark(out: Path, device: str, seed: int, bank: Path | None, overrides: tuple[str, ...]) -> None:
+    """Train spark from nothing on the small world. KEY=VALUE changes the recipe. A run that was stopped goes on.
 
     \b
-    trisense train spark --out runs/spark train.steps=2000
+    trisense train spark --out runs/spark stages.answer.steps=2000
     """
-    _need("train", "torch", "transformers", "accelerate")
-    from trisense.train.spark import main as run
+    from trisense.recipe import read
 
-    run(out=out, device=device, seed=seed, overrides=overrides)
+    recipe = read("spark", overrides)
+    _need("train", "torch", "transformers", "accelerate", "espeakng_loader")
+    from trisense.train.spark import train_spark as run
+
+    click.echo(f"wrote {run(recipe, out, device, seed, bank)}")
 
 
 @commands.group()
@@ -258,6 +268,22 @@ def world(count: int, seed: int, split: Literal["train", "test", "unseen"], out:
 
     write(out, count, seed, split)
     click.echo(f"wrote {count} samples to {out}")
+
+
+@commands.command()
+@click.argument("name", required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def recipes(name: str | None, overrides: tuple[str, ...]) -> None:
+    """List the recipes, or print the one called NAME with every default filled in."""
+    from trisense.recipe import names, read
+
+    if name is None:
+        for packaged in names():
+            click.echo(f"{packaged:<14}{read(packaged).description}")
+        return
+    import yaml
+
+    click.echo(yaml.safe_dump(read(name, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
 
 
 def _need(extra: str, *modules: str) -> None:

@@ -42,7 +42,7 @@ def steps_of_255(ours: np.ndarray, theirs: np.ndarray, processor: ImageProcessor
 SIZES = [(224, 224), (225, 337), (640, 481), (31, 500), (333, 1000), (7, 7), (1, 300), (223, 225), (449, 224)]
 
 
-@pytest.mark.parametrize("width, height", SIZES)
+@pytest.mark.parametrize(("width", "height"), SIZES)
 def test_pixel_values_are_those_of_clip(width: int, height: int) -> None:
     image, processor = picture(width, height), ImageProcessor(tokens=1)
     theirs = np.asarray(clip()(image, return_tensors="np")["pixel_values"][0])
@@ -94,7 +94,7 @@ def test_only_rgb_is_accepted(mode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "config, named",
+    ("config", "named"),
     [
         ({"do_resize": False}, "do_resize"),
         ({"do_rescale": False}, "do_rescale"),
@@ -178,7 +178,7 @@ def test_a_short_sound_is_padded_with_silence() -> None:
 
 
 @pytest.mark.parametrize(
-    "frames, per_token, tokens", [(3000, 2, 1500), (1, 2, 1), (301, 2, 151), (300, 4, 75), (9, 1, 9)]
+    ("frames", "per_token", "tokens"), [(3000, 2, 1500), (1, 2, 1), (301, 2, 151), (300, 4, 75), (9, 1, 9)]
 )
 def test_num_tokens_rounds_up(frames: int, per_token: int, tokens: int) -> None:
     assert AudioProcessor(frames_per_token=per_token).num_tokens(frames) == tokens
@@ -191,7 +191,7 @@ def test_only_one_channel_with_samples_is_accepted(shape: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize(
-    "config, named",
+    ("config", "named"),
     [
         ({"do_normalize": True}, "do_normalize"),
         ({"dither": 0.1}, "dither"),

@@ -19,6 +19,7 @@ import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote_to_bytes
 
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     import av
     from av.container import InputContainer
 
-PICTURES = "a PNG, JPEG, WebP, GIF, BMP or TIFF picture"
-SOUNDS = "a wav, flac, mp3, ogg, opus, m4a or webm sound"
-EXPECTED = {"picture": PICTURES, "sound": SOUNDS}
+EXPECTED = {
+    "picture": "a PNG, JPEG, WebP, GIF, BMP or TIFF picture",
+    "sound": "a wav, flac, mp3, ogg, opus, m4a or webm sound",
+}
 AUDIBLE = ("a wav sound", "a flac sound", "an ogg sound", "an mp3 sound", "an m4a or mp4 file", "a webm file")
 # The demuxers of those sounds. Others, such as playlists, could open further files and are never tried.
 DEMUXERS = "wav,flac,mp3,ogg,mov,matroska"
@@ -60,8 +62,6 @@ SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (rb"ID3|\xff[\xe2\xe3\xf2\xf3\xfa\xfb]", "an mp3 sound"),
     (rb"....ftyp", "an m4a or mp4 file"),
     (rb"\x1aE\xdf\xa3", "a webm file"),
-    (rb"PK\x03\x04", "a zip archive"),
-    (rb"\x1f\x8b", "a gzip archive"),
 )
 # The pictures that are read, and the beginning of the names that Pillow's plugins give them.
 PLUGINS = {f"a {name.upper()} picture": name for name in ("Png", "Jpeg", "Gif", "WebP", "Bmp", "Tiff")}
@@ -87,19 +87,15 @@ def load_image(source: ImageSource, limits: Limits = Limits()) -> Image.Image:
     """
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,)):
-            raise BadInput(
-                f"picture from an array: found {source.dtype} {list(source.shape)}; "
-                "expected uint8 [height, width, 3] or [height, width]: convert it first"
-            )
+            found = f"found {source.dtype} {list(source.shape)}"
+            raise BadInput(f"picture from an array: {found}; expected uint8 [height, width, 3] or [height, width]")
         _check_size("picture from an array", source.shape[1], source.shape[0], limits)
         return Image.fromarray(np.ascontiguousarray(source)).convert("RGB")
     if isinstance(source, Image.Image):
         _check_size("picture", source.width, source.height, limits)
         return _finished(source, "picture", "a PIL image")
-
     name, data = _read(source, "picture", limits)
-    found = _recognise(data)
-    if found not in PLUGINS:
+    if (found := _recognise(data)) not in PLUGINS:
         raise _unexpected(name, found, "picture")
     return _finished(_opened(data, found, name, limits), name, found)
 
@@ -123,9 +119,6 @@ def load_audio(source: AudioSource, limits: Limits = Limits(), sampling_rate: in
     return _decoded(name, data, limits, sampling_rate)
 
 
-# Bytes
-
-
 def _read(source: Any, sense: str, limits: Limits) -> tuple[str, bytes]:
     """The name that messages use, and the encoded bytes, at most `limits.max_bytes` and at least one."""
     if isinstance(source, str) and source[:5].lower() == "data:":
@@ -138,7 +131,7 @@ def _read(source: Any, sense: str, limits: Limits) -> tuple[str, bytes]:
     elif isinstance(source, bytes | bytearray | memoryview):
         name, data = f"{sense} from bytes", bytes(source)
     elif hasattr(source, "read"):
-        named = getattr(source, "name", None)
+        named = getattr(source, "name", None)  # a number for some
         name = _shown(named) if isinstance(named, str) and named else f"{sense} from a file object"
         data = _from_file(source, name, limits)
     else:
@@ -211,8 +204,8 @@ def _recognise(data: bytes) -> str:
 
 
 def _unexpected(name: str, found: str, sense: str) -> BadInput:
-    advice = "convert it to PNG or JPEG first" if sense == "picture" else "convert it to wav or flac first"
-    return BadInput(f"{name}: found {found}; expected {EXPECTED[sense]}: give another file, or {advice}")
+    known = "PNG or JPEG" if sense == "picture" else "wav or flac"
+    return BadInput(f"{name}: found {found}; expected {EXPECTED[sense]}: convert it to {known}, or give another file")
 
 
 def _shown(name: str | bytes) -> str:
@@ -227,8 +220,6 @@ def _reason(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return _shown(text.strip().splitlines()[0])
 
-
-# Pictures
 
 # Pillow warns about damaged tags; catch_warnings is not safe for threads, so the headers are read one at a time.
 _quiet = threading.Lock()
@@ -260,9 +251,7 @@ def _check_size(name: str, width: int, height: int, limits: Limits) -> None:
     if width < 1 or height < 1:
         raise BadInput(f"{name}: {width} x {height} pixels; expected at least one")
     if width * height > limits.max_pixels:
-        raise BadInput(
-            f"{name}: {width} x {height} pixels, more than {limits.max_pixels:,} in all; make the picture smaller"
-        )
+        raise BadInput(f"{name}: {width} x {height} pixels, more than {limits.max_pixels:,} in all; make it smaller")
 
 
 def _finished(image: Image.Image, name: str, found: str) -> Image.Image:
@@ -270,9 +259,7 @@ def _finished(image: Image.Image, name: str, found: str) -> Image.Image:
         image.load()
         return _on_white(_upright(image))
     except Exception as error:  # a PIL image that was opened elsewhere decodes here, and rare modes may not convert
-        raise BadInput(
-            f"{name}: {found} that cannot be turned into RGB ({_reason(error)}); convert it to PNG"
-        ) from error
+        raise BadInput(f"{name}: {found} that cannot become RGB ({_reason(error)}); convert it to PNG") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -306,33 +293,28 @@ def _grey(values: np.ndarray, ceilings: Iterable[float]) -> np.ndarray:
     return np.rint((values - low) * (255.0 / ((high - low) or 1.0))).astype(np.uint8)
 
 
-# Sounds
-
-
 def _decoded(name: str, data: bytes, limits: Limits, sampling_rate: int) -> np.ndarray:
     import av
-    from av.error import InvalidDataError
 
     found = _recognise(data)
-    claimed = _wav_seconds(data) if found == "a wav sound" else 0.0
-    _check_seconds(name, claimed, limits)
+    _check_seconds(name, _wav_seconds(data) if found == "a wav sound" else 0.0, limits)
     try:
         options = {"format_whitelist": DEMUXERS}
         with av.open(io.BytesIO(data), "r", options=options, metadata_errors="ignore") as container:
             if not container.streams.audio:
-                raise BadInput(f"{name}: found {found} without sound; expected {SOUNDS}")
+                raise BadInput(f"{name}: found {found} without sound; expected {EXPECTED['sound']}")
             # The length of an mp3 is a guess from its bit rate: there only what is decoded counts.
             if container.duration and container.format.name != "mp3":
                 _check_seconds(name, container.duration / av.time_base, limits)
             return _mixed(name, _frames(container, name, limits), sampling_rate)
     except BadInput:
         raise
-    except InvalidDataError as error:
+    except Exception as error:  # libav's errors are of many kinds, and PyAV adds its own
         if found not in AUDIBLE:
             raise _unexpected(name, found, "sound") from error
-        raise BadInput(f"{name}: {found}, but damaged ({_reason(error)}); get the file again") from error
-    except Exception as error:  # libav's errors are of many kinds, and PyAV adds its own
-        raise BadInput(f"{name}: {found} that cannot be decoded ({_reason(error)}); convert it to wav") from error
+        raise BadInput(
+            f"{name}: {found}, but damaged or of a rare kind ({_reason(error)}); convert it to wav"
+        ) from error
 
 
 def _wav_seconds(data: bytes) -> float:
@@ -356,8 +338,7 @@ def _check_seconds(name: str, seconds: float, limits: Limits) -> None:
 
 def _check_rate(name: str, rate: int) -> None:
     if rate not in SAMPLING_RATES:
-        low, high = SAMPLING_RATES[0], SAMPLING_RATES[-1]
-        raise BadInput(f"{name}: sampling rate {rate:,} Hz; expected {low:,} to {high:,}: convert it to 16,000")
+        raise BadInput(f"{name}: sampling rate {rate:,} Hz; expected 1,000 to 768,000: convert it to 16,000")
 
 
 def _frames(container: InputContainer, name: str, limits: Limits) -> Iterator[av.AudioFrame]:
@@ -366,7 +347,7 @@ def _frames(container: InputContainer, name: str, limits: Limits) -> Iterator[av
     Packets that cannot be decoded are skipped as players skip them (a tag after the last frame of an mp3 is one), as
     long as they are few; a sound that is mostly noise to its decoder is refused.
     """
-    import av
+    from av import AudioFrame
     from av.error import InvalidDataError
 
     seconds, packets, damaged = 0.0, 0, 0
@@ -378,12 +359,12 @@ def _frames(container: InputContainer, name: str, limits: Limits) -> Iterator[av
             damaged += 1
             continue
         for frame in frames:
-            assert isinstance(frame, av.AudioFrame)
+            assert isinstance(frame, AudioFrame)
             _check_rate(name, frame.sample_rate)
             seconds += frame.samples / frame.sample_rate
             _check_seconds(name, seconds, limits)
             yield frame
-    if damaged > 1 + packets // 20:
+    if damaged > (1 + packets // 20 if seconds else 0):
         raise BadInput(f"{name}: damaged, {damaged} of {packets} packets cannot be decoded; get the file again")
 
 
@@ -392,17 +373,14 @@ def _mixed(name: str, frames: Iterable[av.AudioFrame], sampling_rate: int) -> np
     import av
 
     resampler = av.AudioResampler(format="fltp", rate=sampling_rate)
-    parts: list[np.ndarray] = []
-    for frame in frames:
-        parts += [part.to_ndarray().mean(axis=0) for part in resampler.resample(frame)]  # [C, t] -> [t]
-    if parts:
-        parts += [part.to_ndarray().mean(axis=0) for part in resampler.resample(None)]
+    resampled = (part for frame in chain(frames, (None,)) for part in resampler.resample(frame))  # None: the rest
+    parts = [part.to_ndarray().mean(axis=0) for part in resampled if part]  # [C, t] -> [t]
     return _bounded(name, np.concatenate(parts) if parts else np.zeros(0, np.float32))
 
 
 def _bounded(name: str, wave: np.ndarray) -> np.ndarray:
     if not len(wave):
-        raise BadInput(f"{name}: no samples in it; expected {SOUNDS}: record it again")
+        raise BadInput(f"{name}: no samples found; expected {EXPECTED['sound']}: record or copy it again")
     if not np.isfinite(wave).all():
         raise BadInput(f"{name}: NaN or infinite samples; expected values in [-1, 1]: make the sound again")
     return np.clip(wave, -1.0, 1.0).astype(np.float32, copy=False)
@@ -412,7 +390,7 @@ def _from_samples(samples: np.ndarray, rate: int, limits: Limits, sampling_rate:
     name = "sound from an array"
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= MAX_CHANNELS):
         raise BadInput(f"{name}: shape {list(samples.shape)}; expected [samples] or [samples, channels]")
-    whole = samples.dtype.kind == "i" and samples.dtype.itemsize == 2
+    whole = samples.dtype.kind == "i" and samples.dtype.itemsize == 2  # in either byte order
     if not whole and samples.dtype.kind != "f":
         raise BadInput(f"{name}: {samples.dtype}; expected int16, or floats in [-1, 1]: convert it first")
     _check_rate(name, rate)

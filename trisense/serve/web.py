@@ -127,7 +127,8 @@ def _page(worker: Worker) -> gr.Blocks:
             placeholder=_WELCOME,
             buttons=["copy"],
             feedback_options=None,
-            height="100%",
+            height="calc(100dvh - 210px)",
+            min_height=320,
         ),
         textbox=gr.MultimodalTextbox(
             file_count="multiple",
@@ -184,5 +185,13 @@ def _theme() -> gr.Theme:
     )
 
 
-_WELCOME = "### Show it something\nA picture, a sound, a text, or all three, and ask what needs them."
-_CSS = ""
+_WELCOME = "## Show it something\nA picture, a sound, a text or all three. Then ask what needs them."
+_CSS = """
+.gradio-container .prose { text-align: center; }
+.message .prose { text-align: start; }
+.placeholder { width: 100%; }
+.examples { grid-template-columns: 1fr 1fr !important; max-width: 720px; margin: 0 auto; }
+.example { border: 1px solid var(--border-color-primary) !important; border-radius: var(--radius-lg) !important; }
+/* Gradio's way to publish a file on another host; it has no option of its own. */
+button[aria-label="Share"] { display: none; }
+"""

@@ -379,7 +379,7 @@ JPEG = encoded(picture(200, 150), "JPEG")
 NOISE = np.random.default_rng(0).bytes(3000)
 
 BAD_PICTURES = {
-    "text": (b"just some words\n" * 9, ["found text", "expected a PNG", "PNG or JPEG"]),
+    "text": (b"just some words\n" * 9, ["found text", "expected PNG", "PNG or JPEG"]),
     "text in another script": ("ein süßer Käse aus 東京 ".encode() * 40, ["found text"]),
     "nothing": (b"", ["empty, 0 bytes"]),
     "noise": (NOISE, ["bytes of no known format"]),
@@ -403,12 +403,12 @@ BAD_PICTURES = {
     "heic": (b"\0\0\0\x18ftypheic" + bytes(90), ["HEIC", "convert it to PNG"]),
     "avif": (b"\0\0\0\x18ftypavif" + bytes(90), ["AVIF", "convert it to PNG"]),
     "pdf": (b"%PDF-1.7\n" + NOISE, ["a PDF document"]),
-    "a sound": (wav(pcm(tone())), ["found a wav sound", "expected a PNG"]),
+    "a sound": (wav(pcm(tone())), ["found a wav sound", "expected PNG"]),
     "ppm": (encoded(picture(), "PPM"), ["bytes of no known format"]),
 }
 
 BAD_SOUNDS = {
-    "text": (b"just some words\n" * 9, ["found text", "expected a wav", "wav or flac"]),
+    "text": (b"just some words\n" * 9, ["found text", "expected wav", "wav or flac"]),
     "a playlist": (b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n", ["found text"]),
     "a concat script": (b"ffconcat version 1.0\nfile /etc/hostname\n", ["found text"]),
     "nothing": (b"", ["empty, 0 bytes"]),
@@ -433,7 +433,7 @@ BAD_SOUNDS = {
     "half an m4a": (spoken(tone(), "ipod", "aac")[:900], ["an m4a or mp4 file"]),
     "an ogg of nothing": (b"OggS" + NOISE, ["an ogg sound"]),
     "a webm of nothing": (b"\x1aE\xdf\xa3" + NOISE, ["a webm file"]),
-    "a picture": (JPEG, ["found a JPEG picture", "expected a wav"]),
+    "a picture": (JPEG, ["found a JPEG picture", "expected wav"]),
 }
 
 

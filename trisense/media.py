@@ -18,6 +18,7 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -32,15 +33,10 @@ if TYPE_CHECKING:
     import av
     from av.container import InputContainer
 
-EXPECTED = {
-    "picture": "a PNG, JPEG, WebP, GIF, BMP or TIFF picture",
-    "sound": "a wav, flac, mp3, ogg, opus, m4a or webm sound",
-}
+EXPECTED = {"picture": "PNG, JPEG, WebP, GIF, BMP or TIFF", "sound": "wav, flac, mp3, ogg, opus, m4a or webm"}
 AUDIBLE = ("a wav sound", "a flac sound", "an ogg sound", "an mp3 sound", "an m4a or mp4 file", "a webm file")
 # The demuxers of those sounds. Others, such as playlists, could open further files and are never tried.
 DEMUXERS = "wav,flac,mp3,ogg,mov,matroska"
-SAMPLING_RATES = range(1000, 768_001)
-MAX_CHANNELS = 64
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
 AudioSource = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | tuple[np.ndarray, int]
@@ -109,12 +105,12 @@ def load_audio(source: AudioSource, limits: Limits = Limits(), sampling_rate: in
 
     Raises BadInput for everything else, for damaged sounds, and for more bytes or seconds than `limits` allow.
     """
+    if isinstance(source, np.ndarray):
+        source = (source, sampling_rate)
     if isinstance(source, tuple):
         if len(source) != 2 or not isinstance(source[0], np.ndarray) or not isinstance(source[1], int | np.integer):
             raise BadInput("sound from a tuple: expected (array, sampling rate in Hz), in this order")
         return _from_samples(source[0], int(source[1]), limits, sampling_rate)
-    if isinstance(source, np.ndarray):
-        return _from_samples(source, sampling_rate, limits, sampling_rate)
     name, data = _read(source, "sound", limits)
     return _decoded(name, data, limits, sampling_rate)
 
@@ -197,10 +193,9 @@ def _recognise(data: bytes) -> str:
     for pattern, found in SIGNATURES:
         if re.match(pattern, head, re.DOTALL):
             return found
-    readable = head.decode("utf-8", "ignore")
-    if len(readable.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in readable):
-        return "text"
-    return "bytes of no known format"
+    words = head.decode("utf-8", "ignore")
+    readable = len(words.encode()) > len(head) - 4 and all(c.isprintable() or c.isspace() for c in words)
+    return "text" if readable else "bytes of no known format"
 
 
 def _unexpected(name: str, found: str, sense: str) -> BadInput:
@@ -263,12 +258,11 @@ def _finished(image: Image.Image, name: str, found: str) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        with _quiet, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF does not spoil the picture: like every viewer, show it as it is stored
-        return image
+    # Broken EXIF does not spoil the picture: like every viewer, show it as it is stored.
+    with suppress(Exception), _quiet, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ImageOps.exif_transpose(image)
+    return image
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -337,16 +331,13 @@ def _check_seconds(name: str, seconds: float, limits: Limits) -> None:
 
 
 def _check_rate(name: str, rate: int) -> None:
-    if rate not in SAMPLING_RATES:
+    if not 1000 <= rate <= 768_000:
         raise BadInput(f"{name}: sampling rate {rate:,} Hz; expected 1,000 to 768,000: convert it to 16,000")
 
 
 def _frames(container: InputContainer, name: str, limits: Limits) -> Iterator[av.AudioFrame]:
-    """The decoded frames, counted before they are resampled.
-
-    Packets that cannot be decoded are skipped as players skip them (a tag after the last frame of an mp3 is one), as
-    long as they are few; a sound that is mostly noise to its decoder is refused.
-    """
+    """The decoded frames, counted before they are resampled. A few packets that cannot be decoded are skipped, as
+    players skip them (a tag after the last frame of an mp3 is one); with more of them the sound is refused."""
     from av import AudioFrame
     from av.error import InvalidDataError
 
@@ -380,7 +371,7 @@ def _mixed(name: str, frames: Iterable[av.AudioFrame], sampling_rate: int) -> np
 
 def _bounded(name: str, wave: np.ndarray) -> np.ndarray:
     if not len(wave):
-        raise BadInput(f"{name}: no samples found; expected {EXPECTED['sound']}: record or copy it again")
+        raise BadInput(f"{name}: no samples found; expected at least one: record or copy the sound again")
     if not np.isfinite(wave).all():
         raise BadInput(f"{name}: NaN or infinite samples; expected values in [-1, 1]: make the sound again")
     return np.clip(wave, -1.0, 1.0).astype(np.float32, copy=False)
@@ -388,7 +379,7 @@ def _bounded(name: str, wave: np.ndarray) -> np.ndarray:
 
 def _from_samples(samples: np.ndarray, rate: int, limits: Limits, sampling_rate: int) -> np.ndarray:
     name = "sound from an array"
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= MAX_CHANNELS):
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= 64):
         raise BadInput(f"{name}: shape {list(samples.shape)}; expected [samples] or [samples, channels]")
     whole = samples.dtype.kind == "i" and samples.dtype.itemsize == 2  # in either byte order
     if not whole and samples.dtype.kind != "f":
@@ -399,7 +390,7 @@ def _from_samples(samples: np.ndarray, rate: int, limits: Limits, sampling_rate:
     if 2 < peak < np.inf:
         raise BadInput(f"{name}: values up to {peak:g}; expected [-1, 1]: divide by the largest possible value")
     wave = _bounded(name, samples / np.float32(32768 if whole else 1))
-    wave = wave.mean(axis=1) if wave.ndim == 2 else wave  # [T]
+    wave = wave.reshape(len(wave), -1).mean(axis=1)  # [T, C] -> [T]
     if rate == sampling_rate:
         return wave
     import av

@@ -126,6 +126,7 @@ def test_a_missing_extra_is_one_clear_line(monkeypatch: pytest.MonkeyPatch):
         importlib.reload(trisense.serve)
 
 
+@pytest.mark.slow
 def test_serving_imports_no_torch():
     code = "import json, sys, trisense.serve.api; print(json.dumps([m for m in sys.modules if '.' not in m]))"
     modules = json.loads(

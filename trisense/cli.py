@@ -264,7 +264,7 @@ def export_onnx(weights: Literal["float32", "int8"], folder: Path, out: Path | N
 def world(count: int, seed: int, split: Literal["train", "test", "unseen"], out: Path) -> None:
     """Write samples of the small world to OUT as png, wav and jsonl, to look at and listen to."""
     _need("world", "espeakng_loader")
-    from trisense.data.world import write
+    from trisense.data.world.samples import write
 
     write(out, count, seed, split)
     click.echo(f"wrote {count} samples to {out}")

@@ -53,9 +53,9 @@ class World(_Options):
     """
 
     pictures: Positive = 60_000
-    utterances: Positive = 40_000
-    turns: Positive = 6
-    present: dict[Literal["image", "audio", "text"], float] = {"image": 0.8, "audio": 0.7, "text": 0.65}
+    utterances: Positive = 30_000
+    turns: Positive = 8
+    present: dict[Literal["image", "audio", "text"], float] = {"image": 0.85, "audio": 0.75, "text": 0.7}
 
 
 class Stage(_Options):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,18 @@ def train(
     window: list[torch.Tensor] = []
     # Processes x accumulated batches make one step.
     width = accelerator.num_processes * stage.accumulate
+
+    def batches_of(step: int) -> list[Batch]:
+        first = step * width + accelerator.process_index * stage.accumulate
+        return [batch_at(first + i) for i in range(stage.accumulate)]
+
+    reader = ThreadPoolExecutor(1)  # makes the next batches while the model works on these
     try:
+        coming = reader.submit(batches_of, start)
         for step in range(start, stage.steps):
             model.train()
-            first = step * width + accelerator.process_index * stage.accumulate
-            batches = [batch_at(first + i).to(accelerator.device) for i in range(stage.accumulate)]
+            batches = [batch.to(accelerator.device) for batch in coming.result()]
+            coming = reader.submit(batches_of, step + 1)
             items = torch.tensor(float(sum(batch.items for batch in batches)), device=accelerator.device)
             items = accelerator.reduce(items)
             total = torch.zeros((), device=accelerator.device)
@@ -121,6 +129,7 @@ def train(
             if (done % stage.save_every == 0 or last) and accelerator.is_main_process:
                 _save(out / CHECKPOINT, plain, optimizer, scheduler, stage, done)
     finally:
+        reader.shutdown(cancel_futures=True)
         bar.close()
         if writer:
             writer.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from trisense.data.world.questions import SENSES, make_context, make_utterance
 from trisense.data.world.questions import ask_many as ask
 from trisense.model.build import build_model, build_processor, train_tokenizer
 from trisense.model.modeling import TrisenseForConditionalGeneration
-from trisense.prompt import Processor
+from trisense.prompt import Processor, Prompt
 from trisense.recipe import Recipe, Stage
 from trisense.tokens import TextTokenizer
 from trisense.train.loop import train
@@ -40,6 +41,8 @@ from trisense.train.warmup import (
 # The last media of the bank and the conversations from here on are for evaluation during training only.
 HELD_BACK = 512
 EVALUATION = 1 << 40
+# So many batches are drawn at once and sorted by length, so that little of a batch is padding.
+WINDOW = 8
 
 
 def world_texts(seed: int, count: int) -> Iterator[str]:
@@ -115,9 +118,18 @@ def _answer(model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stag
     for sense in model.senses.values():
         sense.encoder.requires_grad_(False)
 
+    @lru_cache(maxsize=2)
+    def batches_of_like_length(window: int) -> list[list[Prompt]]:
+        first, size = window * WINDOW * stage.batch_size, stage.batch_size
+        prompts = sorted(
+            (feed.prompt(n, processor) for n in range(first, first + WINDOW * size)), key=lambda prompt: len(prompt.ids)
+        )
+        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        random.Random(f"{seed}/{window}").shuffle(batches)
+        return batches
+
     def batch_at(number: int) -> Batch:
-        numbers = range(number * stage.batch_size, (number + 1) * stage.batch_size)
-        return collate([feed.prompt(n, processor) for n in numbers])
+        return collate(batches_of_like_length(number // WINDOW)[number % WINDOW])
 
     held = [EVALUATION + n for n in range(256)]
     train(

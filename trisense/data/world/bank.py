@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -64,8 +65,10 @@ class Bank:
         jobs += [(_speak_shard, folder / f"mels-{start}.npz", (start, min(start + SHARD, utterances), seed, sounds)) for start in range(0, utterances, SHARD)]
         todo = [(make, path, arguments) for make, path, arguments in jobs if not path.exists()]
         if todo:
-            with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
-                list(pool.map(_make_shard, *zip(*todo, strict=True)))
+            # One process a core, each with one thread: threads of a matrix product that wait for a core cost more than it.
+            with patch.dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"):
+                with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
+                    list(pool.map(_make_shard, *zip(*todo, strict=True)))
         shards = [np.load(path, mmap_mode="r") for make, path, _ in jobs if make is _draw_shard]
         self.pictures = shards
         mels, lengths = [], []

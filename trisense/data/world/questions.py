@@ -630,7 +630,7 @@ def ask_any(rng: random.Random, context: Context, senses: tuple[str, ...]) -> Qu
 def ask_many(rng: random.Random, context: Context, count: int) -> list[Question]:
     """Up to `count` different questions about a context, groups drawn evenly among those the context can serve."""
     groups = [group for group in QUESTIONS if set(group) <= set(context.senses)]
-    weights = [(1, 2.5, 6)[len(group) - 1] for group in groups]  # joining is harder, so it is asked more often
+    weights = [(1, 2.5, 20)[len(group) - 1] for group in groups]  # joining is harder, so it is asked more often
     found: dict[str, Question] = {}
     for _ in range(4 * count):
         if len(found) == count:

@@ -1,0 +1,1 @@
+"""Measuring: how often a model is right."""

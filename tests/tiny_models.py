@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+from functools import cache
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from trisense.chat import Layout, Markers
+from trisense.chat import Conversation, Layout, Markers
 from trisense.preprocess import AudioProcessor, ImageProcessor
 from trisense.prompt import Processor
 from trisense.tokens import TextTokenizer
@@ -126,3 +130,33 @@ def picture(seed: int) -> np.ndarray:
 
 def sound(seed: int, seconds: float = 0.7) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.5, 0.5, int(16000 * seconds)).astype(np.float32)
+
+
+@cache
+def folder(design: str = "spark") -> Path:
+    """A model folder, written once per test run. Copy it before you change it."""
+    return save(_scratch() / design, design)
+
+
+@cache
+def exported(design: str = "spark", weights: str = "float32") -> Path:
+    """The ONNX parts of `folder(design)`, written once per test run. Copy it before you change it."""
+    from trisense.model.export import export_onnx
+
+    out = _scratch() / f"{design}-{weights}"
+    export_onnx(folder(design), out, weights)
+    return out
+
+
+@cache
+def _scratch() -> Path:
+    path = Path(mkdtemp(prefix="trisense-tests-"))
+    atexit.register(rmtree, path, ignore_errors=True)
+    return path
+
+
+def conversation() -> Conversation:
+    """One question with two pictures, two sounds of different lengths and a text."""
+    return Conversation.ask(
+        "What is it?", images=[picture(0), picture(1)], audios=[sound(0), sound(1, 1.3)], texts=["a cup"]
+    )

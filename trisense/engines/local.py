@@ -40,9 +40,9 @@ class LocalEngine(CachingEngine):
             folder = download(name)
         self.folder = folder
         processor = Processor.from_folder(folder)
-        model: Any = load_model(folder, torch.float32 if self.device.type == "cpu" else None)
-        self.model = model.to(self.device).eval()
-        config = model.config
+        loaded: Any = load_model(folder, torch.float32 if self.device.type == "cpu" else None)
+        self.model = loaded.to(self.device).eval()
+        config = self.model.config
         if dict(processor.placeholders) != config.placeholders:
             raise BadInput(
                 f"{folder}: config.json has the placeholders {config.placeholders}, processor_config.json has "

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -34,6 +34,9 @@ from trisense.prompt import Processor
 MANIFEST = "export.json"
 Positive = Annotated[int, Field(gt=0)]
 Cache = list[OrtValue]
+
+# One answer at a time has matrices of one row; more threads than this wait for each other.
+MAX_THREADS = 8
 
 # Vectors of pictures and sounds kept by the engine, so that a picture asked about again is not encoded again.
 KEPT_VECTORS = 16
@@ -84,7 +87,7 @@ class Manifest(BaseModel):
             if (size := file.stat().st_size) != part.bytes:
                 raise BadInput(f"{file}: {size} bytes, but {MANIFEST} says {part.bytes}; export the model again")
         named = {part.file for part in manifest.parts.values()}
-        found = {path.relative_to(folder).as_posix() for path in (folder / "onnx").iterdir()}
+        found = {path.relative_to(folder).as_posix() for path in (folder / "onnx").glob("*")}
         if extra := sorted(found - named):
             raise BadInput(f"{folder / extra[0]}: not a part that {MANIFEST} names ({len(extra)} such); remove it")
         return manifest
@@ -128,7 +131,8 @@ class OnnxEngine(CachingEngine):
             folder.resolve().name, str(folder), processor, self.manifest.vocab_size, self.manifest.max_positions
         )
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self._vectors: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._vectors: dict[bytes, np.ndarray] = {}
+        self._lock = Lock()
         self._past = past_names(self.manifest.layers)
         self._outputs = ["logits", *(name.replace("past", "present") for name in self._past)]
         self._session("decoder")
@@ -158,15 +162,16 @@ class OnnxEngine(CachingEngine):
 
     def vectors(self, sense: str, values: np.ndarray, digest: bytes) -> np.ndarray:
         """The language model's vectors [S, D] for one `pixel_values` [3, H, W] or `input_features` [M, F]."""
-        known = self._vectors.get(digest)
+        with self._lock:
+            known = self._vectors.pop(digest, None)
         if known is None:
             encoder, projector = self._session(f"{sense}_encoder"), self._session(f"{sense}_projector")
             features = encoder.run(None, {encoder.get_inputs()[0].name: values[None].astype(np.float32, copy=False)})[0]
             known = np.asarray(projector.run(None, {"features": features})[0])[0]  # [S, D]
-        self._vectors[digest] = known
-        self._vectors.move_to_end(digest)
-        while len(self._vectors) > KEPT_VECTORS:
-            self._vectors.popitem(last=False)
+        with self._lock:
+            self._vectors[digest] = known  # the last used is the last
+            while len(self._vectors) > KEPT_VECTORS:
+                del self._vectors[next(iter(self._vectors))]
         return known
 
     def _run(
@@ -200,10 +205,10 @@ class OnnxEngine(CachingEngine):
 
 
 def threads() -> int:
-    """Threads for one part: the cores this process may use, hardware twins of a core counted once."""
+    """Threads for one part: the cores this process may use, hardware twins of a core counted once, eight at most."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for cpu in allowed:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings.read_text() if siblings.is_file() else cpu)
-    return len(cores)
+    return min(len(cores), MAX_THREADS)

@@ -120,6 +120,7 @@ def export_onnx(folder: str | os.PathLike[str], out: str | os.PathLike[str], wei
     model = load_model(folder, torch.float32).eval()
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    earlier = aside.with_name(f"{aside.name}.earlier")
     try:
         manifest = write_parts(model, processor, aside, weights)
         processor.save(aside)
@@ -127,10 +128,11 @@ def export_onnx(folder: str | os.PathLike[str], out: str | os.PathLike[str], wei
         (aside / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
         aside.chmod(0o755)  # mkdtemp makes folders for one user
         if out.exists():
-            shutil.rmtree(out)
+            out.replace(earlier)
         aside.replace(out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
     return manifest
 
 

@@ -18,9 +18,9 @@ import torch
 
 from trisense.data.batches import Batch, collate
 from trisense.data.world.bank import Bank, scene_at
+from trisense.data.world.contexts import SENSES, make_context, make_utterance
 from trisense.data.world.feed import Features, Feed
-from trisense.data.world.questions import SENSES, make_context, make_utterance
-from trisense.data.world.questions import ask_many as ask
+from trisense.data.world.questions import ask_many
 from trisense.model.build import build_model, build_processor, train_tokenizer
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.prompt import Processor, Prompt
@@ -55,7 +55,7 @@ def world_texts(seed: int, count: int) -> Iterator[str]:
         assert context.utterance and context.note
         yield context.utterance.words
         yield context.note.text
-        for question in ask(rng, context, 8):
+        for question in ask_many(rng, context, 8):
             yield question.text
             yield question.answer
 
@@ -74,7 +74,12 @@ def train_spark(recipe: Recipe, out: Path, device: str = "auto", seed: int = 0, 
     processor = build_processor(recipe.design, TextTokenizer.from_file(tokenizer_file))
     assert processor.image and processor.audio
     media = Bank(
-        bank or out / "bank", recipe.world.pictures, recipe.world.utterances, seed, processor.image.height, processor.audio
+        bank or out / "bank",
+        recipe.world.pictures,
+        recipe.world.utterances,
+        seed,
+        processor.image.height,
+        processor.audio,
     )
     torch.manual_seed(seed)
     model = build_model(recipe.design, processor)
@@ -87,7 +92,9 @@ def train_spark(recipe: Recipe, out: Path, device: str = "auto", seed: int = 0, 
     return folder
 
 
-def _see(model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int) -> None:
+def _see(
+    model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int
+) -> None:
     image = processor.image
     assert image
     pool, held = len(bank.scenes) - HELD_BACK, np.arange(len(bank.scenes) - HELD_BACK, len(bank.scenes))
@@ -97,10 +104,20 @@ def _see(model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, 
         return picture_batch(bank, rng.integers(0, pool, stage.batch_size), image)
 
     learner = See(model.senses["image"])
-    train(learner, batch_at, stage, out, device=device, seed=seed, evaluate=lambda m: picture_accuracy(m, bank, held, image))
+    train(
+        learner,
+        batch_at,
+        stage,
+        out,
+        device=device,
+        seed=seed,
+        evaluate=lambda m: picture_accuracy(m, bank, held, image),
+    )
 
 
-def _hear(model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int) -> None:
+def _hear(
+    model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int
+) -> None:
     words = processor.tokenizer
     pool, held = len(bank.utterances) - HELD_BACK, np.arange(len(bank.utterances) - HELD_BACK, len(bank.utterances))
 
@@ -109,10 +126,14 @@ def _hear(model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage,
         return sound_batch(bank, rng.integers(0, pool, stage.batch_size), words, rng)
 
     learner = Hear(model.senses["audio"], words.size)
-    train(learner, batch_at, stage, out, device=device, seed=seed, evaluate=lambda m: sound_accuracy(m, bank, held, words))
+    train(
+        learner, batch_at, stage, out, device=device, seed=seed, evaluate=lambda m: sound_accuracy(m, bank, held, words)
+    )
 
 
-def _answer(model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int) -> None:
+def _answer(
+    model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int
+) -> None:
     features = frozen_features(model, processor, bank, out.parent / "features.npz")
     feed = Feed(bank, features, recipe.world, seed)
     for sense in model.senses.values():
@@ -150,7 +171,8 @@ def frozen_features(model: TrisenseForConditionalGeneration, processor: Processo
     if not path.exists():
         assert processor.image
         model.eval()
-        device = next(model.parameters()).device
+        # The senses were trained where the accelerator is; the language model may not be there yet.
+        device = next(model.senses.parameters()).device
         images, audios, lengths = [], [], []
         for start in range(0, len(bank.scenes), 256):
             indices = np.arange(start, min(start + 256, len(bank.scenes)))
@@ -217,7 +239,11 @@ def answer_samples(
         question = feed.conversation(number)[1][0]
         length = int(np.flatnonzero(prompt.mask)[0])
         batch = collate([prompt])
-        media = {name: t.to(device) for name, t in batch.inputs.items() if name not in ("input_ids", "attention_mask", "labels")}
+        media = {
+            name: t.to(device)
+            for name, t in batch.inputs.items()
+            if name not in ("input_ids", "attention_mask", "labels")
+        }
         ids = batch.inputs["input_ids"][:, :length].to(device)
         said = model.generate(ids, **media, max_new_tokens=24, do_sample=False)[0, length:]
         lines.append(f"\n  {question.text} -> {processor.tokenizer.decode(said.tolist()).strip()} | {question.answer}")

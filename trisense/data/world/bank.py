@@ -19,9 +19,9 @@ from unittest.mock import patch
 
 import numpy as np
 
+from trisense.data.world.contexts import make_scene, make_utterance
 from trisense.data.world.draw import draw
 from trisense.data.world.facts import Scene, Split, Topic, Utterance
-from trisense.data.world.questions import make_scene, make_utterance
 from trisense.data.world.speech import speak
 from trisense.errors import BadInput
 from trisense.preprocess import AudioProcessor
@@ -61,8 +61,14 @@ class Bank:
         if card.exists() and json.loads(card.read_text()) != made:
             raise BadInput(f"{card}: this bank was made with other options; name another folder or remove it")
         card.write_text(json.dumps(made))
-        jobs = [(_draw_shard, folder / f"pictures-{start}.npy", (start, min(start + SHARD, pictures), seed, size)) for start in range(0, pictures, SHARD)]
-        jobs += [(_speak_shard, folder / f"mels-{start}.npz", (start, min(start + SHARD, utterances), seed, sounds)) for start in range(0, utterances, SHARD)]
+        jobs = [
+            (_draw_shard, folder / f"pictures-{start}.npy", (start, min(start + SHARD, pictures), seed, size))
+            for start in range(0, pictures, SHARD)
+        ]
+        jobs += [
+            (_speak_shard, folder / f"mels-{start}.npz", (start, min(start + SHARD, utterances), seed, sounds))
+            for start in range(0, utterances, SHARD)
+        ]
         todo = [(make, path, arguments) for make, path, arguments in jobs if not path.exists()]
         if todo:
             # One process a core, each with one thread: threads of a matrix product that wait for a core cost more than it.

@@ -9,8 +9,10 @@ import numpy as np
 
 from trisense.chat import Audio, Conversation, Image, Message, Text, render
 from trisense.data.world.bank import Bank
+from trisense.data.world.contexts import make_context
 from trisense.data.world.facts import Topic, Utterance
-from trisense.data.world.questions import Context, Question, ask_many, make_context
+from trisense.data.world.questions import ask_many
+from trisense.data.world.single import Question
 from trisense.prompt import Processor, Prompt
 from trisense.recipe import World
 

@@ -14,18 +14,11 @@ import numpy as np
 from PIL import Image as Picture
 
 from trisense.chat import Conversation
+from trisense.data.world.contexts import SENSES, Context, make_context, make_utterance
 from trisense.data.world.draw import Box, draw
 from trisense.data.world.facts import HELD_OUT, Split
-from trisense.data.world.questions import (
-    QUESTIONS,
-    SENSES,
-    Context,
-    Question,
-    ask_any,
-    ask_missing_sense,
-    make_context,
-    make_utterance,
-)
+from trisense.data.world.questions import QUESTIONS, ask_any, ask_missing_sense
+from trisense.data.world.single import Question
 from trisense.data.world.speech import SAMPLING_RATE, Voice, speak, voices
 
 Group = Literal["picture", "sound", "text", "two senses", "three senses", "no sense"]

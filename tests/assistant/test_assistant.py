@@ -106,6 +106,14 @@ def test_an_answer_counts_and_says_why_it_ended():
     assert (nothing.text, nothing.completion_tokens, nothing.finish_reason) == ("", 0, "stop")
 
 
+def test_an_answer_does_not_begin_with_the_space_that_some_tokenizers_put_before_every_text():
+    pieces, answer = ask("  red  cup")
+    assert pieces[0] == "r"
+    assert "".join(pieces) == answer.text == "red  cup"
+    assert ask("   ")[1].text == ""
+    assert ask(" 🎈".encode()[:-1])[1].text == ""
+
+
 @pytest.mark.parametrize(
     ("stop", "expected"),
     [((), "red cup. red"), ((".",), "red cup"), (("cup. r", "d c"), "re"), (("rex", "blue"), "red cup. red")],

@@ -93,8 +93,9 @@ class Assistant:
         """Pieces of the answer as they are written; the generator returns the whole `Answer`.
 
         temperature 0 takes the likeliest token each time, otherwise `seed` decides. The answer ends before the first
-        of the strings in `stop`. Closing the generator stops the writing. What was asked is read before this returns,
-        so that everything wrong with it, or with the options, raises BadInput here.
+        of the strings in `stop`, and never begins with white space, which belongs to the layout. Closing the generator
+        stops the writing. What was asked is read before this returns, so that everything wrong with it, or with the
+        options, raises BadInput here.
         """
         started = time.perf_counter()
         if not conversation.messages or conversation.messages[-1].role != "user":
@@ -119,16 +120,15 @@ class Assistant:
                 if first is None:
                     first = time.perf_counter() - started
                 text += pieces.add(id)
+                text = text if given else text.lstrip()
                 end, stopped = _before(text, stop)
                 if end > given:
                     yield text[given:end]
                     given = end
                 if stopped:
                     break
-            if not stopped:
-                text += pieces.end()
-            else:
-                text = text[:given]
+            text = text[:given] if stopped else text + pieces.end()
+            text = text if given else text.lstrip()
             if text[given:]:
                 yield text[given:]
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from shutil import copytree
 
@@ -12,7 +13,7 @@ import tiny_models
 
 from trisense.chat import Conversation
 from trisense.engines import open_engine
-from trisense.engines.onnx import Manifest, OnnxEngine, threads
+from trisense.engines.onnx import MAX_THREADS, Manifest, OnnxEngine, threads
 from trisense.errors import BadInput
 
 ANSWER = [104, 105, 33]
@@ -95,8 +96,9 @@ def test_sampling_repeats_with_its_seed():
     assert draw(1) == draw(1) != draw(2)
 
 
-def test_at_least_one_thread():
-    assert threads() >= 1
+def test_small_parts_get_one_thread_and_large_ones_no_more_than_there_are():
+    assert threads(1000) == 1
+    assert 1 <= threads(2**30) <= min(os.cpu_count() or 1, MAX_THREADS)
 
 
 def test_a_device_that_onnx_parts_do_not_run_on_is_refused():

@@ -35,7 +35,9 @@ MANIFEST = "export.json"
 Positive = Annotated[int, Field(gt=0)]
 Cache = list[OrtValue]
 
-# One answer at a time has matrices of one row; more threads than this wait for each other.
+# One answer at a time has matrices of one row, over which threads spend their time waiting for each other: a part below
+# SMALL bytes (spark's decoder: 0.5 ms a token on one thread, 0.9 on two) gets one, any other at most MAX_THREADS.
+SMALL = 16 * 2**20
 MAX_THREADS = 8
 
 # Vectors of pictures and sounds kept by the engine, so that a picture asked about again is not encoded again.
@@ -142,7 +144,9 @@ class OnnxEngine(CachingEngine):
         if session is None:
             path = self.folder / self.manifest.parts[name].file
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads()
+            parts = self.manifest.parts.items()
+            size = sum(part.bytes for other, part in parts if other.split(".")[0] == name)  # with its .data
+            options.intra_op_num_threads = threads(size)
             options.inter_op_num_threads = 1
             options.log_severity_level = 4
             # Parts run one after another; a pool that spins while another part works takes its core away.
@@ -204,8 +208,10 @@ class OnnxEngine(CachingEngine):
         return [OrtValue.ortvalue_from_numpy(np.ascontiguousarray(part.numpy()[:, :, :length])) for part in cache]
 
 
-def threads() -> int:
-    """Threads for one part: the cores this process may use, hardware twins of a core counted once, eight at most."""
+def threads(size: int) -> int:
+    """Threads for a part of `size` bytes: the cores this process may use, hardware twins of a core counted once."""
+    if size < SMALL:
+        return 1
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for cpu in allowed:

@@ -1,0 +1,216 @@
+"""The documentation is true: its Python runs and prints what it shows, its commands exist, its links lead somewhere.
+
+`python tests/test_docs.py --update` writes what the blocks of the pages print into the pages.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import chdir, redirect_stdout
+from pathlib import Path
+from urllib.request import urlopen
+
+import click
+import pytest
+
+from trisense.cli import commands
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS += [ROOT / "examples" / "README.md"]
+# Pages whose blocks run in order, each page in a namespace of its own.
+PAGES = [ROOT / "docs" / "one_sample.md", ROOT / "docs" / "one_question.md"]
+CARD = ROOT / "trisense" / "spark" / "README.md"
+
+# A block of Python and, right below it, what it prints.
+BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?", re.DOTALL | re.MULTILINE)
+FENCED = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+TABLE = re.compile(r"<!-- world table -->\n(.*?)<!-- /world table -->", re.DOTALL)
+
+
+def run(page: Path) -> Iterator[tuple[re.Match[str], str]]:
+    """Each Python block of a page with what it really prints, run at the repository's root."""
+    namespace: dict[str, object] = {"__name__": page.stem}
+    text = page.read_text(encoding="utf-8")
+    for block in BLOCK.finditer(text):
+        # The line numbers of a traceback are those of the page.
+        code = "\n" * text.count("\n", 0, block.start("code")) + block["code"]
+        printed = io.StringIO()
+        with chdir(ROOT), warnings.catch_warnings(), redirect_stdout(printed):
+            exec(compile(code, str(page), "exec"), namespace)
+        yield block, printed.getvalue()
+
+
+def update(page: Path) -> str:
+    """The page with what its blocks print now."""
+    text, done, parts = page.read_text(encoding="utf-8"), 0, []
+    for block, printed in run(page):
+        shown = f"\n```text\n{printed}```\n" if printed else ""
+        parts += [text[done : block.start()], f"```python\n{block['code']}```\n{shown}"]
+        done = block.end()
+    return "".join([*parts, text[done:]])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_blocks_print_what_the_page_shows(page: Path):
+    count = 0
+    for block, printed in run(page):
+        assert printed == (block["shown"] or ""), f"after {block['code']}"
+        count += 1
+    assert count > 8
+
+
+def test_updating_rewrites_only_what_is_shown(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n\n```python\nx = 1\n```\n\nb\n\n```python\nprint(x)\n```\n\n```text\n2\n```\n\nc\n")
+    assert update(page) == page.read_text().replace("2", "1")
+    page.write_text("```python\nprint('new')\n```\n")
+    assert update(page) == "```python\nprint('new')\n```\n\n```text\nnew\n```\n"
+
+
+def parse(words: list[str]) -> list[click.Parameter]:
+    """Parses a command line without running it; the arguments that it leaves open. Raises click's usage errors."""
+    context = click.Context(commands, info_name="trisense")
+    command: click.Command = commands
+    while isinstance(command, click.Group):
+        if not words:
+            return []
+        name, found, words = command.resolve_command(context, words)
+        assert found is not None
+        context, command = click.Context(found, info_name=name, parent=context), found
+    try:
+        command.parse_args(context, list(words))
+    except click.MissingParameter as error:
+        assert error.param
+        return [error.param]
+    except click.exceptions.Exit:  # --help and --version
+        pass
+    return []
+
+
+def shell_lines(text: str) -> Iterator[str]:
+    """Lines of the blocks that are not Python, continued lines joined, comments left out."""
+    for block in FENCED.finditer(text):
+        if block["language"] in ("", "sh"):
+            yield from block["body"].replace("\\\n", " ").splitlines()
+
+
+def commands_in(text: str) -> Iterator[tuple[list[str], bool]]:
+    """The words of every `trisense ...` in a text, and whether it stands in a block, where it must be whole."""
+    for line in shell_lines(text):
+        words = shlex.split(line, comments=True)
+        if words and Path(words[0]).name == "trisense":
+            yield words[1:], True
+    for inline in re.findall(r"`trisense ([^`\n]+)`", FENCED.sub("", text)):
+        yield [word for word in shlex.split(inline) if word != "..."], False
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_exist_as_they_are_written(document: Path):
+    for words, whole in commands_in(document.read_text(encoding="utf-8")):
+        try:
+            missing = parse(words)
+        except click.UsageError as error:
+            pytest.fail(f"{document.name}: trisense {shlex.join(words)}: {error.format_message()}")
+        assert not (whole and missing), f"{document.name}: trisense {shlex.join(words)}: needs {missing}"
+
+
+def test_the_reader_of_commands_sees_them():
+    text = "`trisense ask`\n```\ntrisense ask --image a.png \\\n  'What is it?'  # why\n```\n"
+    assert list(commands_in(text)) == [(["ask", "--image", "a.png", "What is it?"], True), (["ask"], False)]
+    assert parse(["ask"]) and not parse(["ask", "Why?"])
+    with pytest.raises(click.UsageError):
+        parse(["ask", "--imgae", "a.png", "Why?"])
+    with pytest.raises(click.UsageError):
+        parse(["evaluate", "moon"])
+
+
+def test_the_readme_names_the_two_commands():
+    lines = list(shell_lines((ROOT / "README.md").read_text(encoding="utf-8")))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {line.split()[1] for line in lines if line.startswith("make ")}
+    assert {"ask", "test"} <= named <= targets
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_relative_links_lead_to_files(document: Path):
+    text = FENCED.sub("", document.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", link):
+            target, _, anchor = link.partition("#")
+            path = document.parent / target if target else document
+            assert path.exists(), f"{document.name}: {link} leads nowhere"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+                anchors = {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+                assert anchor in anchors, f"{document.name}: {link} names no heading"
+
+
+def table_of(document: Path) -> str:
+    found = TABLE.search(document.read_text(encoding="utf-8"))
+    assert found, f"{document.name} has no table between its markers"
+    return found[1].strip()
+
+
+def test_readme_and_model_card_show_one_whole_table():
+    from trisense.data.world.samples import GROUPS
+    from trisense.measure.evaluate import COLUMNS
+
+    table = table_of(ROOT / "README.md")
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert head == ["spark, exact answers", *(title for title, _, _ in COLUMNS)]
+    assert [row[0] for row in rows] == list(GROUPS)
+    for row in rows:
+        for cell in row[1:]:
+            assert re.fullmatch(r"\d+\.\d % \(\d+/\d+, \d+\.\d-\d+\.\d\)", cell), cell
+    assert table_of(CARD) == table
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_the_readmes_client_talks_to_the_readmes_server():
+    blocks = [
+        block["body"] for block in FENCED.finditer((ROOT / "README.md").read_text()) if block["language"] == "python"
+    ]
+    (code,) = [body for body in blocks if "openai" in body]
+    assert "localhost:8000" in code
+    port = free_port()
+    printed = io.StringIO()
+    with subprocess.Popen(
+        [sys.executable, "-m", "trisense", "serve", "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL
+    ) as server:
+        try:
+            for _ in range(600):
+                try:
+                    urlopen(f"http://127.0.0.1:{port}/health", timeout=10).close()
+                    break
+                except OSError:
+                    assert server.poll() is None, "the server ended"
+                    time.sleep(0.1)
+            with chdir(ROOT), redirect_stdout(printed):
+                exec(compile(code.replace("localhost:8000", f"127.0.0.1:{port}"), "README.md", "exec"), {})
+        finally:
+            server.terminate()
+    assert printed.getvalue().strip()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--update"]:
+        sys.exit("usage: python tests/test_docs.py --update")
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
+    for path in PAGES:
+        path.write_text(update(path), encoding="utf-8")

@@ -59,7 +59,7 @@ class TrisenseConfig(PreTrainedConfig):
     text_config: any causal language model of transformers; vision_config, audio_config: any encoder, or None for a
     model without that sense. `senses` maps `image` and `audio` to the options of `SenseOptions` as plain dicts, and
     `placeholders` maps them to the token id whose embedding is replaced, one feature vector each. The ids may lie in
-    the rows by which a language model's embedding exceeds its tokenizer (RECIPES: Phi-2, Phi-3.5).
+    the rows by which a language model's embedding exceeds its tokenizer (Phi-2, Phi-3.5).
     """
 
     model_type = "trisense"

@@ -137,7 +137,7 @@ class TrisenseForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "past_key_values": past_key_values,
-            # A cache in training would also make packed samples attend to each other (FACTS: trap 1).
+            # A cache in training would also make packed samples attend to each other.
             "use_cache": use_cache if labels is None else False,
             **kwargs,
         }

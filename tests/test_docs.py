@@ -9,20 +9,18 @@ import io
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import chdir, redirect_stdout
 from pathlib import Path
-from urllib.request import urlopen
 
 import click
 import pytest
 
 from trisense.cli import commands
+from trisense.recipe import read
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -81,12 +79,12 @@ def parse(words: list[str]) -> list[click.Parameter]:
     """Parses a command line without running it; the arguments that it leaves open. Raises click's usage errors."""
     context = click.Context(commands, info_name="trisense")
     command: click.Command = commands
-    while isinstance(command, click.Group):
-        if not words:
-            return []
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         name, found, words = command.resolve_command(context, words)
         assert found is not None
         context, command = click.Context(found, info_name=name, parent=context), found
+    if isinstance(command, click.Group) and not words:
+        return []
     try:
         command.parse_args(context, list(words))
     except click.MissingParameter as error:
@@ -107,9 +105,8 @@ def shell_lines(text: str) -> Iterator[str]:
 def commands_in(text: str) -> Iterator[tuple[list[str], bool]]:
     """The words of every `trisense ...` in a text, and whether it stands in a block, where it must be whole."""
     for line in shell_lines(text):
-        words = shlex.split(line, comments=True)
-        if words and Path(words[0]).name == "trisense":
-            yield words[1:], True
+        if re.match(r"(\S*/)?trisense ", line):
+            yield shlex.split(line, comments=True)[1:], True
     for inline in re.findall(r"`trisense ([^`\n]+)`", FENCED.sub("", text)):
         yield [word for word in shlex.split(inline) if word != "..."], False
 
@@ -122,6 +119,8 @@ def test_commands_exist_as_they_are_written(document: Path):
         except click.UsageError as error:
             pytest.fail(f"{document.name}: trisense {shlex.join(words)}: {error.format_message()}")
         assert not (whole and missing), f"{document.name}: trisense {shlex.join(words)}: needs {missing}"
+        if words[:2] == ["train", "spark"]:
+            read("spark", [word for word in words if "=" in word])
 
 
 def test_the_reader_of_commands_sees_them():
@@ -175,37 +174,46 @@ def test_readme_and_model_card_show_one_whole_table():
     assert table_of(CARD) == table
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def python_of_the_readme() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return [block["body"] for block in FENCED.finditer(text) if block["language"] == "python"]
+
+
+def printed_by(code: str) -> str:
+    """What a block of the README prints, run at the repository's root."""
+    printed = io.StringIO()
+    with chdir(ROOT), redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    return printed.getvalue()
+
+
+def test_make_ask_prints_what_the_readme_shows():
+    variables = dict(re.findall(r"^([A-Z]+) := (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    arguments = ["ask", "--verbose", *shlex.split(variables["EXAMPLE"]), variables["QUESTION"]]
+    *lines, times = printed_by(f"from trisense.cli import main\nassert main({arguments}) == 0").splitlines(
+        keepends=True
+    )
+    assert re.fullmatch(r"times: +\d+\.\d\d s to the first word, \d+\.\d\d s in all\n", times)
+    assert f"```text\n{''.join(lines)}```\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readmes_assistant_answers():
+    (code,) = [body for body in python_of_the_readme() if "Assistant" in body]
+    assert printed_by(code).strip()
 
 
 @pytest.mark.slow
-def test_the_readmes_client_talks_to_the_readmes_server():
-    blocks = [
-        block["body"] for block in FENCED.finditer((ROOT / "README.md").read_text()) if block["language"] == "python"
-    ]
-    (code,) = [body for body in blocks if "openai" in body]
-    assert "localhost:8000" in code
-    port = free_port()
-    printed = io.StringIO()
-    with subprocess.Popen(
-        [sys.executable, "-m", "trisense", "serve", "--port", str(port)], cwd=ROOT, stdout=subprocess.DEVNULL
-    ) as server:
+def test_the_readmes_client_talks_to_a_server():
+    (code,) = [body for body in python_of_the_readme() if "OpenAI" in body]
+    command = [sys.executable, "-m", "trisense", "serve", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
-            for _ in range(600):
-                try:
-                    urlopen(f"http://127.0.0.1:{port}/health", timeout=10).close()
-                    break
-                except OSError:
-                    assert server.poll() is None, "the server ended"
-                    time.sleep(0.1)
-            with chdir(ROOT), redirect_stdout(printed):
-                exec(compile(code.replace("localhost:8000", f"127.0.0.1:{port}"), "README.md", "exec"), {})
+            assert server.stdout
+            address = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
+            assert address and "http://localhost:8000" in code
+            assert printed_by(code.replace("http://localhost:8000", address[0])).strip()
         finally:
             server.terminate()
-    assert printed.getvalue().strip()
 
 
 if __name__ == "__main__":

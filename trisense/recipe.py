@@ -6,7 +6,9 @@ an unknown key is an error that suggests the right one.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -99,11 +101,15 @@ def read(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise BadInput(f"{path}: no such recipe file; packaged recipes are {', '.join(names())}")
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise BadInput(f"{path}: not UTF-8 text; expected a recipe in YAML") from None
     elif str(recipe) in names():
-        text = (files("trisense.recipes") / f"{recipe}.yaml").read_text()
+        text = (files("trisense.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
-        raise BadInput(f"recipe {str(recipe)!r} is unknown{_suggest(str(recipe), names())}; packaged: {', '.join(names())}")
+        known = names()
+        raise BadInput(f"recipe {str(recipe)!r} is unknown{_suggest(str(recipe), known)}; packaged: {', '.join(known)}")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -123,6 +129,10 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise BadInput(f"{override!r}: expected key=value, such as stages.answer.lr=1e-4")
     *path, last = key.split(".")
+    stages = values.get("stages")
+    if path[:1] == ["stages"] and len(path) > 1 and isinstance(stages, dict) and path[1] not in stages:
+        known = ", ".join(map(str, stages))
+        raise BadInput(f"{override!r}: there is no stage {path[1]!r}{_suggest(path[1], stages)}; stages: {known}")
     for step in path:
         values = values.setdefault(step, {})
         if not isinstance(values, dict):
@@ -132,10 +142,8 @@ def _override(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise BadInput(f"{override!r}: the value is not YAML; quote it") from None
     if isinstance(values[last], str):  # YAML 1.1 reads 1e-4 as a string
-        try:
+        with suppress(ValueError):
             values[last] = float(values[last])
-        except ValueError:
-            pass
 
 
 def _suggest(word: str, known: Iterable[str]) -> str:
@@ -146,8 +154,10 @@ def _suggest(word: str, known: Iterable[str]) -> str:
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(step) for step in first["loc"])
+    if first["type"] == "missing":
+        return f"{where} is missing"
     if first["type"] != "extra_forbidden":
-        return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}"
+        return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {reprlib.repr(first['input'])}"
     model: Any = Recipe
     for step in first["loc"][:-1]:
         fields = getattr(model, "model_fields", {})

@@ -41,7 +41,7 @@ def collate(prompts: Sequence[Prompt]) -> Batch:
         ids[row, :length] = prompt.ids
         attention[row, :length] = 1
         labels[row, :length] = np.where(prompt.mask, prompt.ids, -100)
-    inputs = {"input_ids": ids, "attention_mask": attention, "labels": labels}
+    inputs: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": attention, "labels": labels}
     for sense in ("image", "audio"):
         features = [
             values

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -22,10 +26,15 @@ from trisense.errors import BadInput
 from trisense.recipe import Stage
 
 CHECKPOINT = "checkpoint.pt"
+# What may differ between a run and its continuation: it changes when something is written, not what is learned.
+FREE = ("log_every", "evaluate_every", "save_every")
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """The factor on `stage.lr` at a step: linear warm-up, then the schedule down to 1 % (constant: to nothing)."""
+    """The factor on `stage.lr` at a step, counted from 0: linear warm-up to 1, then `cosine` or `linear` down to 1 %
+    at the last step, or `constant`."""
     if step < stage.warmup_steps:
         return (step + 1) / stage.warmup_steps
     done = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
@@ -46,17 +55,20 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def train(
-    model: nn.Module,
+    model: Model,
     batch_at: Callable[[int], Batch],
     stage: Stage,
     out: Path,
     *,
     device: str = "auto",
     seed: int = 0,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    sample: Callable[[nn.Module], str] | None = None,
-) -> nn.Module:
-    """Trains what has `requires_grad` in `model` for `stage.steps` steps, continuing from `out` if it holds a checkpoint.
+    evaluate: Callable[[Model], dict[str, float]] | None = None,
+    sample: Callable[[Model], str] | None = None,
+) -> Model:
+    """Trains what has `requires_grad` in `model` for `stage.steps` steps, going on from `out` if it holds a checkpoint.
+
+    A run that was killed and started again ends with the very parameters of a run that was not. Ctrl-C saves a
+    checkpoint after the step under way and raises KeyboardInterrupt; a second one does not wait.
 
     Args:
         model: its forward takes the batch's inputs and `num_items_in_batch`, and returns an object with `.loss`, summed
@@ -70,18 +82,28 @@ def train(
 
     Returns:
         the trained model, in eval mode.
+
+    Raises:
+        BadInput: nothing in the model learns, or `out` holds a checkpoint of other options or of another model.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    accelerator = Accelerator(mixed_precision="bf16" if stage.precision == "bf16" else "no", cpu=device == "cpu")
+    # One step may have no picture or no sound, and a warm-up leaves the projector out: not every parameter is used.
+    uneven = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[uneven])
     optimizer = torch.optim.AdamW(parameter_groups(model, stage.weight_decay), lr=stage.lr, betas=(0.9, 0.98))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(stage, step))
-    plain = model
-    model, optimizer = accelerator.prepare(model, optimizer)
-    start = _resume(out / CHECKPOINT, plain, optimizer, scheduler, stage, accelerator.device)
-    writer = SummaryWriter(str(out), purge_step=start) if accelerator.is_main_process else None
-    bar = tqdm(total=stage.steps, initial=start, desc=out.name, disable=not accelerator.is_main_process, mininterval=5)
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    # Losses since the last line of the log.
     window: list[torch.Tensor] = []
+    options = {**stage.model_dump(), "seed": seed, "processes": accelerator.num_processes}
+    start = _resume(out / CHECKPOINT, model, optimizer, scheduler, options, window, accelerator.device)
+    if start == stage.steps:
+        return model.eval()
+    if accelerator.is_main_process:
+        _forget_after(out / "log.jsonl", start)
+    writer = SummaryWriter(str(out), purge_step=start + 1) if accelerator.is_main_process else None
+    bar = tqdm(total=stage.steps, initial=start, desc=out.name, disable=not accelerator.is_main_process, mininterval=5)
     # Processes x accumulated batches make one step.
     width = accelerator.num_processes * stage.accumulate
 
@@ -89,51 +111,95 @@ def train(
         first = step * width + accelerator.process_index * stage.accumulate
         return [batch_at(first + i) for i in range(stage.accumulate)]
 
+    def half() -> torch.autocast:
+        return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=stage.precision == "bf16")
+
     reader = ThreadPoolExecutor(1)  # makes the next batches while the model works on these
     try:
-        coming = reader.submit(batches_of, start)
-        for step in range(start, stage.steps):
-            model.train()
-            batches = [batch.to(accelerator.device) for batch in coming.result()]
-            coming = reader.submit(batches_of, step + 1)
-            items = torch.tensor(float(sum(batch.items for batch in batches)), device=accelerator.device)
-            items = accelerator.reduce(items)
-            total = torch.zeros((), device=accelerator.device)
-            for index, batch in enumerate(batches):
-                syncs = accelerator.no_sync(model) if index < len(batches) - 1 else nullcontext()
-                with syncs:
+        with _interrupt() as interrupted:
+            coming = reader.submit(batches_of, start)
+            for step in range(start, stage.steps):
+                done, last = step + 1, step + 1 == stage.steps
+                wrapped.train()
+                batches = [batch.to(accelerator.device) for batch in coming.result()]
+                if not last:
+                    coming = reader.submit(batches_of, step + 1)
+                items = _sum(accelerator, torch.tensor(float(sum(batch.items for batch in batches))))
+                total = torch.zeros((), device=accelerator.device)
+                for batch in batches:
+                    with half():
+                        loss = wrapped(**batch.inputs, num_items_in_batch=items).loss
                     # DDP averages gradients over processes; the loss is to be a sum over all items of the step.
-                    loss = model(**batch.inputs, num_items_in_batch=items).loss * accelerator.num_processes
-                    accelerator.backward(loss)
-                total += loss.detach() / accelerator.num_processes
-            norm = accelerator.clip_grad_norm_(model.parameters(), stage.clip)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            window.append(accelerator.reduce(total))
-            bar.update()
-            done = step + 1
-            last = done == stage.steps
-            if done % stage.log_every == 0 or last:
-                values = {"loss": float(torch.stack(window).mean()), "grad_norm": float(norm), "lr": scheduler.get_last_lr()[0]}
-                window.clear()
-                bar.set_postfix(loss=f"{values['loss']:.3f}")
-                _log(writer, out, done, values)
-            if evaluate and (done % stage.evaluate_every == 0 or last):
-                plain.eval()
-                with torch.inference_mode():
-                    values = evaluate(plain)
-                    shown = sample(plain) if sample else ""
-                _log(writer, out, done, values, shown)
-                tqdm.write(f"{out.name} step {done}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()) + shown)
-            if (done % stage.save_every == 0 or last) and accelerator.is_main_process:
-                _save(out / CHECKPOINT, plain, optimizer, scheduler, stage, done)
+                    accelerator.backward(loss * accelerator.num_processes)
+                    total += loss.detach()
+                norm = accelerator.clip_grad_norm_(wrapped.parameters(), stage.clip)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+                window.append(_sum(accelerator, total))
+                bar.update()
+                if done % stage.log_every == 0 or last:
+                    values = {
+                        "loss": float(torch.stack(window).mean()),
+                        "grad_norm": 0.0 if norm is None else float(norm),
+                        "lr": scheduler.get_last_lr()[0],
+                    }
+                    window.clear()
+                    bar.set_postfix(loss=f"{values['loss']:.3f}")
+                    _log(writer, out, done, values)
+                if evaluate and (done % stage.evaluate_every == 0 or last):
+                    model.eval()
+                    with torch.inference_mode():
+                        values = evaluate(model)
+                        shown = sample(model) if sample else ""
+                    _log(writer, out, done, values, shown)
+                    if accelerator.is_main_process:
+                        said = ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+                        tqdm.write(f"{out.name} step {done}: {said}{shown}")
+                stop = interrupted()
+                if (done % stage.save_every == 0 or last or stop) and accelerator.is_main_process:
+                    _save(out / CHECKPOINT, model, optimizer, scheduler, options, window, done)
+                if stop:
+                    tqdm.write(f"stopped after step {done} of {stage.steps}; the same command goes on", sys.stderr)
+                    raise KeyboardInterrupt
     finally:
         reader.shutdown(cancel_futures=True)
         bar.close()
         if writer:
             writer.close()
-    return plain.eval()
+    return model.eval()
+
+
+@contextmanager
+def _interrupt() -> Iterator[Callable[[], bool]]:
+    """Within it the first Ctrl-C only makes what it gives say True, so that a step is never half; the second raises."""
+    asked = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    # Where Ctrl-C was ignored (a job in the background) or somebody else handles it, that stays so.
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _sum(accelerator: Accelerator, value: torch.Tensor) -> torch.Tensor:
+    """A scalar summed over all processes."""
+    summed = accelerator.reduce(value.to(accelerator.device))
+    assert isinstance(summed, torch.Tensor)
+    return summed
 
 
 def _log(writer: SummaryWriter | None, out: Path, step: int, values: dict[str, float], text: str = "") -> None:
@@ -147,7 +213,31 @@ def _log(writer: SummaryWriter | None, out: Path, step: int, values: dict[str, f
         log.write(json.dumps({"step": step, **values}) + "\n")
 
 
-def _save(path: Path, model: nn.Module, optimizer: Any, scheduler: Any, stage: Stage, step: int) -> None:
+def _forget_after(log: Path, step: int) -> None:
+    """Drops the lines of steps that a killed run had logged but not saved: they are about to be done again."""
+    if not log.exists():
+        return
+    kept = []
+    for line in log.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except json.JSONDecodeError:  # killed while it was written
+            continue
+    aside = log.with_suffix(".part")
+    aside.write_text("".join(kept))
+    os.replace(aside, log)
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimizer: Any,
+    scheduler: Any,
+    options: dict[str, Any],
+    window: list[torch.Tensor],
+    step: int,
+) -> None:
     """Everything a resumed run needs, in one file, so that a kill leaves either the old or the new one."""
     aside = path.with_suffix(".part")
     state = {
@@ -156,27 +246,43 @@ def _save(path: Path, model: nn.Module, optimizer: Any, scheduler: Any, stage: S
         "scheduler": scheduler.state_dict(),
         "random": torch.get_rng_state(),
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "stage": stage.model_dump(),
+        "stage": options,
+        "window": window,
         "step": step,
     }
     torch.save(state, aside)
     os.replace(aside, path)
 
 
-def _resume(path: Path, model: nn.Module, optimizer: Any, scheduler: Any, stage: Stage, device: torch.device) -> int:
+def _resume(
+    path: Path,
+    model: nn.Module,
+    optimizer: Any,
+    scheduler: Any,
+    options: dict[str, Any],
+    window: list[torch.Tensor],
+    device: torch.device,
+) -> int:
     """Loads a checkpoint if there is one; the number of steps already done."""
     if not path.exists():
         return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    for key, value in stage.model_dump().items():
-        if state["stage"].get(key) != value and key not in ("log_every", "evaluate_every", "save_every"):
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        before = state["stage"]
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError):
+        raise BadInput(f"{path}: not a checkpoint of a training run; remove it or name another folder") from None
+    for key, value in options.items():
+        if key not in FREE and before.get(key, value) != value:
             raise BadInput(
-                f"{path}: was trained with {key}={state['stage'].get(key)}, now {value}; "
-                "give the same options or another folder"
+                f"{path}: was trained with {key}={before[key]}, now {value}; give the same options or another folder"
             )
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError):
+        raise BadInput(f"{path}: holds another model; give the same design or another folder") from None
     scheduler.load_state_dict(state["scheduler"])
+    window.extend(state.get("window", []))
     torch.set_rng_state(state["random"].cpu())
     if state["random_cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([one.cpu() for one in state["random_cuda"]])

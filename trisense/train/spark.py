@@ -7,11 +7,13 @@ and not made again, so the same command continues a run that was stopped.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,8 +23,10 @@ from trisense.data.world.bank import Bank, scene_at
 from trisense.data.world.contexts import SENSES, make_context, make_utterance
 from trisense.data.world.feed import Features, Feed
 from trisense.data.world.questions import ask_many
+from trisense.errors import BadInput
 from trisense.model.build import build_model, build_processor, train_tokenizer
 from trisense.model.modeling import TrisenseForConditionalGeneration
+from trisense.model.senses import Sense
 from trisense.prompt import Processor, Prompt
 from trisense.recipe import Recipe, Stage
 from trisense.tokens import TextTokenizer
@@ -38,11 +42,14 @@ from trisense.train.warmup import (
     sound_batch,
 )
 
-# The last media of the bank and the conversations from here on are for evaluation during training only.
+# The last pictures and utterances of the bank, but at most a quarter, are for evaluation of a warm-up only; so are the
+# conversations from here on for `answer`.
 HELD_BACK = 512
 EVALUATION = 1 << 40
 # So many batches are drawn at once and sorted by length, so that little of a batch is padding.
 WINDOW = 8
+# The tokenizer learns from the words of so many contexts.
+TEXTS = 20_000
 
 
 def world_texts(seed: int, count: int) -> Iterator[str]:
@@ -63,13 +70,15 @@ def world_texts(seed: int, count: int) -> Iterator[str]:
 def train_spark(recipe: Recipe, out: Path, device: str = "auto", seed: int = 0, bank: Path | None = None) -> Path:
     """Trains the recipe in `out` and returns the folder of the finished model, `out/model`.
 
-    device: `auto` or `cpu`. bank: where the drawn and spoken media are kept; default `out/bank`.
+    device: `auto` or `cpu`. bank: where the drawn and spoken media are kept; default `out/bank`. Raises BadInput when
+    the bank is too small to learn from, or when the folder holds a run of other options.
     """
     out.mkdir(parents=True, exist_ok=True)
+    _same_run(out / "run.json", recipe, seed)
     tokenizer_file = out / "tokenizer.json"
     if not tokenizer_file.exists():
         aside = tokenizer_file.with_suffix(".part")
-        aside.write_text(train_tokenizer(world_texts(seed, 20_000), recipe.design).to_json())
+        aside.write_text(train_tokenizer(world_texts(seed, TEXTS), recipe.design).to_json())
         os.replace(aside, tokenizer_file)
     processor = build_processor(recipe.design, TextTokenizer.from_file(tokenizer_file))
     assert processor.image and processor.audio
@@ -92,18 +101,53 @@ def train_spark(recipe: Recipe, out: Path, device: str = "auto", seed: int = 0, 
     return folder
 
 
+def _same_run(card: Path, recipe: Recipe, seed: int) -> None:
+    """Keeps the resolved recipe with the run. Refuses what would silently meet parts made otherwise; the stages are
+    compared with their checkpoints."""
+    run = {"seed": seed, **recipe.model_dump(mode="json")}
+    if card.exists():
+        before = json.loads(card.read_text())
+        for key in ("seed", "design", "world"):
+            if before.get(key) != run[key]:
+                raise BadInput(f"{card}: this run began with another {key}; give the same or name another folder")
+    aside = card.with_suffix(".part")
+    aside.write_text(json.dumps(run, indent=1) + "\n")
+    os.replace(aside, card)
+
+
+def sense_of(model: TrisenseForConditionalGeneration, name: str) -> Sense:
+    sense = model.senses[name]
+    assert isinstance(sense, Sense)
+    return sense
+
+
+def held_back(count: int, what: str) -> tuple[int, np.ndarray]:
+    """How many media of a bank, from the first, are for training; and the indices of the rest, for evaluation."""
+    pool = count - min(HELD_BACK, count // 4)
+    if pool == count:
+        raise BadInput(f"world.{what}={count}: too few to learn from and to evaluate with; give at least 4")
+    return pool, np.arange(pool, count)
+
+
 def _see(
-    model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int
+    model: TrisenseForConditionalGeneration,
+    processor: Processor,
+    bank: Bank,
+    recipe: Recipe,
+    stage: Stage,
+    out: Path,
+    device: str,
+    seed: int,
 ) -> None:
     image = processor.image
     assert image
-    pool, held = len(bank.scenes) - HELD_BACK, np.arange(len(bank.scenes) - HELD_BACK, len(bank.scenes))
+    pool, held = held_back(len(bank.scenes), "pictures")
 
     def batch_at(number: int) -> Batch:
         rng = np.random.default_rng((seed, 1, number))
         return picture_batch(bank, rng.integers(0, pool, stage.batch_size), image)
 
-    learner = See(model.senses["image"])
+    learner = See(sense_of(model, "image"))
     train(
         learner,
         batch_at,
@@ -116,28 +160,42 @@ def _see(
 
 
 def _hear(
-    model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int
+    model: TrisenseForConditionalGeneration,
+    processor: Processor,
+    bank: Bank,
+    recipe: Recipe,
+    stage: Stage,
+    out: Path,
+    device: str,
+    seed: int,
 ) -> None:
     words = processor.tokenizer
-    pool, held = len(bank.utterances) - HELD_BACK, np.arange(len(bank.utterances) - HELD_BACK, len(bank.utterances))
+    pool, held = held_back(len(bank.utterances), "utterances")
 
     def batch_at(number: int) -> Batch:
         rng = np.random.default_rng((seed, 2, number))
         return sound_batch(bank, rng.integers(0, pool, stage.batch_size), words, rng)
 
-    learner = Hear(model.senses["audio"], words.size)
+    learner = Hear(sense_of(model, "audio"), words.size)
     train(
         learner, batch_at, stage, out, device=device, seed=seed, evaluate=lambda m: sound_accuracy(m, bank, held, words)
     )
 
 
 def _answer(
-    model, processor: Processor, bank: Bank, recipe: Recipe, stage: Stage, out: Path, device: str, seed: int
+    model: TrisenseForConditionalGeneration,
+    processor: Processor,
+    bank: Bank,
+    recipe: Recipe,
+    stage: Stage,
+    out: Path,
+    device: str,
+    seed: int,
 ) -> None:
     features = frozen_features(model, processor, bank, out.parent / "features.npz")
     feed = Feed(bank, features, recipe.world, seed)
-    for sense in model.senses.values():
-        sense.encoder.requires_grad_(False)
+    for name in model.senses:
+        sense_of(model, name).encoder.requires_grad_(False)
 
     @lru_cache(maxsize=2)
     def batches_of_like_length(window: int) -> list[list[Prompt]]:
@@ -173,16 +231,17 @@ def frozen_features(model: TrisenseForConditionalGeneration, processor: Processo
         model.eval()
         # The senses were trained where the accelerator is; the language model may not be there yet.
         device = next(model.senses.parameters()).device
+        eye, ear = sense_of(model, "image"), sense_of(model, "audio")
         images, audios, lengths = [], [], []
         for start in range(0, len(bank.scenes), 256):
             indices = np.arange(start, min(start + 256, len(bank.scenes)))
             values = torch.from_numpy(pixels(bank, indices, processor.image)).to(device)
-            images.append(model.senses["image"].encode(values).half().cpu().numpy())
+            images.append(eye.encode(values).half().cpu().numpy())
         for start in range(0, len(bank.utterances), 64):
             indices = np.arange(start, min(start + 64, len(bank.utterances)))
             values, mask = (torch.from_numpy(array).to(device) for array in mels(bank, indices))
-            encoded = model.senses["audio"].encode(values, mask)
-            count = model.senses["audio"].lengths(encoded, mask)
+            encoded = ear.encode(values, mask)
+            count = ear.lengths(encoded, mask)
             real = torch.arange(encoded.shape[1], device=device) < count[:, None]
             audios.append(encoded[real].half().cpu().numpy())
             lengths.append(count.cpu().numpy())
@@ -244,7 +303,7 @@ def answer_samples(
             for name, t in batch.inputs.items()
             if name not in ("input_ids", "attention_mask", "labels")
         }
-        ids = batch.inputs["input_ids"][:, :length].to(device)
+        ids = cast(torch.LongTensor, batch.inputs["input_ids"][:, :length].to(device))
         said = model.generate(ids, **media, max_new_tokens=24, do_sample=False)[0, length:]
         lines.append(f"\n  {question.text} -> {processor.tokenizer.decode(said.tolist()).strip()} | {question.answer}")
     return "".join(lines)

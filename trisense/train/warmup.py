@@ -18,7 +18,8 @@ from trisense.model.senses import Sense
 from trisense.preprocess import ImageProcessor
 from trisense.tokens import TextTokenizer
 
-# Letters: N media, S feature vectors of one medium, E width of the encoder, M mel bins, F frames, V vocabulary, K targets.
+# Letters: N media, S feature vectors of one medium, E width of the encoder, M mel bins, F frames, V vocabulary,
+# K targets.
 
 # What a cell of a picture holds, in the order of its targets: each has one class more, 0, for "does not apply".
 CELL = {

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -42,7 +43,8 @@ def utterance_at(seed: int, split: Split, index: int) -> Utterance:
 
 
 class Bank:
-    """`pictures` uint8 [P, S, S, 3] and `mels` float16 [F, M] as memory maps, with their `scenes` and `utterances`.
+    """Pictures uint8 [P, S, S, 3], mapped from disk, and `mels` float16 [F, M], in memory, with their `scenes` and
+    `utterances`.
 
     The sound of utterance i is `mels[offsets[i] : offsets[i + 1]]`, its log-mel `input_features` transposed.
     """
@@ -58,9 +60,10 @@ class Bank:
         }  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         card = folder / "bank.json"
-        if card.exists() and json.loads(card.read_text()) != made:
+        if not card.exists():
+            _whole(card, lambda aside: aside.write_text(json.dumps(made)))
+        elif _read(card) != made:
             raise BadInput(f"{card}: this bank was made with other options; name another folder or remove it")
-        card.write_text(json.dumps(made))
         jobs = [
             (_draw_shard, folder / f"pictures-{start}.npy", (start, min(start + SHARD, pictures), seed, size))
             for start in range(0, pictures, SHARD)
@@ -71,10 +74,13 @@ class Bank:
         ]
         todo = [(make, path, arguments) for make, path, arguments in jobs if not path.exists()]
         if todo:
-            # One process a core, each with one thread: threads of a matrix product that wait for a core cost more than it.
-            with patch.dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"):
-                with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
-                    list(pool.map(_make_shard, *zip(*todo, strict=True)))
+            # One process a core, each with one thread: threads of a matrix product that wait for a core cost more than
+            # the product.
+            with (
+                patch.dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
+                ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool,
+            ):
+                list(pool.map(_make_shard, *zip(*todo, strict=True)))
         shards = [np.load(path, mmap_mode="r") for make, path, _ in jobs if make is _draw_shard]
         self.pictures = shards
         mels, lengths = [], []
@@ -97,8 +103,8 @@ class Bank:
         return self.mels[self.offsets[index] : self.offsets[index + 1]]
 
     @cached_property
-    def _found(self) -> dict[tuple[str, ...], list[int]]:
-        found: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    def _found(self) -> dict[tuple[str | None, ...], list[int]]:
+        found: dict[tuple[str | None, ...], list[int]] = defaultdict(list)
         for index, u in enumerate(self.utterances):
             found[(u.topic,)].append(index)
             for key in {*u.kinds, *u.people, u.number} - {""}:
@@ -109,17 +115,29 @@ class Bank:
 
     def utter(self, rng: random.Random, topic: Topic, wish: dict) -> int:
         """The index of an utterance of a topic that comes as near to the wish as the bank has one."""
-        key = wish.get("kind") or wish.get("number") or wish.get("person")
+        key = wish.get("kind") or wish.get("number") or wish.get("person") or ""
         for wanted in ((topic, key, wish.get("colour")), (topic, key), (topic,)):
             if candidates := self._found.get(wanted):
                 return rng.choice(candidates)
-        raise BadInput(f"the bank has no utterance of the topic {topic}; make it larger")
+        raise BadInput(f"the bank has no utterance of the topic {topic!r}; raise world.utterances")
 
 
-def _make_shard(make: Callable, path: Path, arguments: tuple) -> None:
+def _whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes aside and renames, so that a kill never leaves half a file."""
     aside = path.with_name(f"{path.stem}.part{path.suffix}")
-    make(aside, *arguments)
+    write(aside)
     os.replace(aside, path)
+
+
+def _read(card: Path) -> object:
+    try:
+        return json.loads(card.read_text())
+    except ValueError:
+        raise BadInput(f"{card}: not the card of a bank; name another folder or remove it") from None
+
+
+def _make_shard(make: Callable[..., None], path: Path, arguments: tuple[Any, ...]) -> None:
+    _whole(path, lambda aside: make(aside, *arguments))
 
 
 def _draw_shard(path: Path, start: int, stop: int, seed: int, size: int) -> None:

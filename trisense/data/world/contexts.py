@@ -118,7 +118,7 @@ def make_note(rng: random.Random, split: Split, scene: Scene | None, utterance: 
         text = rng.choice(("List: {}.", "To buy: {}.", "Please bring: {}.")).format(", ".join(kinds))
         return Note(text, "list", kinds=kinds)
     count = rng.choice((1, 2, 2, 3))
-    people = rng.sample(PEOPLE, count)
+    people: list[str] = rng.sample(PEOPLE, count)
     if utterance and utterance.people and utterance.people[0] not in people and rng.random() < 0.8:
         people[rng.randrange(count)] = utterance.people[0]
     coloured = rng.random() < 0.6

@@ -95,7 +95,8 @@ class Utterance:
     """What a voice says. `words` is the plain transcript, lower case, without punctuation.
 
     `topic` says what kind of fact it carries: a `thing` (`the red cup`), a `number`, a `person`, a `list` of two or
-    three kinds, or `has` (`anna has the red cup`). The facts themselves stand in `colours`, `kinds`, `number`, `people`.
+    three kinds, or `has` (`anna has the red cup`). The facts themselves stand in `colours`, `kinds`, `number` and
+    `people`.
     `style` seeds voice, speed, pitch, room and noise.
     """
 

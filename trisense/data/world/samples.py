@@ -35,7 +35,10 @@ GROUPS: dict[Group, list[tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about a context. `picture` 96 x 96 RGB, `sound` float32 [T] at 16 kHz, `boxes` of the picture's things."""
+    """One question about a context.
+
+    `picture` is 96 x 96 RGB, `sound` float32 [T] at 16 kHz; `boxes` hold the picture's things.
+    """
 
     context: Context
     question: Question

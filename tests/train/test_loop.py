@@ -1,0 +1,328 @@
+"""The one loop: resumed equals never stopped, batches weigh by their items, and nothing half is ever left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy import Toy, batch_at, evaluate, joined_at, stage, toy
+
+from trisense.data.batches import Batch
+from trisense.errors import BadInput
+from trisense.train.loop import CHECKPOINT, learning_rate, parameter_groups, train
+
+SCRIPT = Path(__file__).with_name("toy.py")
+
+
+def run(out: Path, batches=batch_at, model: Toy | None = None, seed: int = 7, **options) -> Toy:
+    return train(
+        toy(dropout=0.3) if model is None else model,
+        batches,
+        stage(**options),
+        out,
+        device="cpu",
+        seed=seed,
+        evaluate=evaluate,
+    )
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def failing_at(number: int):
+    """`batch_at` that runs into a broken disk at a batch."""
+
+    def read(wanted: int) -> Batch:
+        if wanted == number:
+            raise OSError("disk gone")
+        return batch_at(wanted)
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Toy]:
+    """The run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, run(out)
+
+
+# --- learning ------------------------------------------------------------------------------------------------------
+
+
+def test_it_learns_and_leaves_the_model_ready_to_use(tmp_path: Path) -> None:
+    model = toy()
+    before = evaluate(model.eval())["error"]
+    trained = run(tmp_path, model=model, steps=60)
+    assert trained is model
+    assert not trained.training
+    assert evaluate(trained)["error"] < before / 2
+    assert torch.equal(trained.spare.weight, toy().spare.weight), "what the loss does not reach stays as it was"
+    assert "forward" not in vars(trained), "accelerate's wrapping would follow the model into the next stage"
+
+
+def test_accumulated_batches_weigh_by_their_items(tmp_path: Path) -> None:
+    assert batch_at(0).items != batch_at(1).items
+    split = run(tmp_path / "split", model=toy(), accumulate=2)
+    joined = run(tmp_path / "joined", joined_at, model=toy())
+    for name, value in split.state_dict().items():
+        torch.testing.assert_close(value, joined.state_dict()[name], atol=1e-6, rtol=0)
+    for one, other in zip(lines(tmp_path / "split"), lines(tmp_path / "joined"), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    gentle = run(tmp_path / "gentle", model=toy(), clip=1e-9, weight_decay=0, steps=1, schedule="constant")
+    # Adam divides by the gradient's own size, so with its epsilon of 1e-8 a gradient of 1e-9 moves by less than lr.
+    moved = max(float((a - b).abs().max()) for a, b in zip(gentle.parameters(), toy().parameters(), strict=True))
+    assert 0 < moved < 0.05 / 2 * 0.5
+    assert lines(tmp_path / "gentle")[0]["grad_norm"] > 1e-3, "the norm is logged as it was"
+
+
+def test_half_precision_is_a_stage_s_own_and_parameters_stay_float32(tmp_path: Path) -> None:
+    seen: list[torch.dtype] = []
+
+    class Watching(Toy):
+        def forward(self, x: torch.Tensor, **inputs: torch.Tensor):
+            seen.append(self.first(x).dtype)
+            return super().forward(x, **inputs)
+
+    run(tmp_path / "float32", model=Watching(), steps=1)
+    half = run(tmp_path / "bf16", model=Watching(), steps=1, precision="bf16")
+    assert seen == [torch.float32, torch.float32, torch.bfloat16, torch.float32], "training, evaluation, twice"
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}
+
+
+def test_matrices_decay_and_vectors_do_not() -> None:
+    model = toy()
+    model.spare.requires_grad_(False)
+    matrices, vectors = parameter_groups(model, 0.1)
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    assert {id(p) for p in matrices["params"]} == {id(part.weight) for part in (model.first, model.extra, model.last)}
+    assert {id(p) for p in vectors["params"]} == {id(part.bias) for part in (model.first, model.extra, model.last)}
+
+
+def test_nothing_to_learn_is_said(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="nothing learns"):
+        run(tmp_path, model=toy().requires_grad_(False))
+
+
+def test_the_learning_rate_warms_up_and_goes_down() -> None:
+    options = {"steps": 110, "warmup_steps": 10}
+    for schedule in ("cosine", "linear", "constant"):
+        at = [learning_rate(stage(schedule=schedule, **options), step) for step in range(111)]
+        assert at[:11] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
+        middle, end = {"cosine": (0.505, 0.01), "linear": (0.505, 0.01), "constant": (1.0, 1.0)}[schedule]
+        assert at[60] == pytest.approx(middle)
+        assert at[110] == pytest.approx(end)
+        assert all(a >= b for a, b in pairwise(at[10:])), "never up again"
+    quarter = learning_rate(stage(schedule="cosine", **options), 35)
+    assert quarter == pytest.approx(0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2)
+    assert learning_rate(stage(warmup_steps=0), 0) == 1.0
+
+
+def test_log_and_tensorboard_hold_the_same_curve(whole: tuple[Path, Toy]) -> None:
+    out, _ = whole
+    rows = lines(out)
+    assert [(row["step"], "loss" in row) for row in rows] == [(2, False), (4, True), (4, False), (6, True), (6, False)]
+    assert rows[1]["lr"] == pytest.approx(0.05 * learning_rate(stage(), 4))
+    curve = EventAccumulator(str(out)).Reload()
+    for name in ("loss", "grad_norm", "lr", "error"):
+        points = [(event.step, event.value) for event in curve.Scalars(name)]
+        assert points == [(row["step"], pytest.approx(row[name])) for row in rows if name in row]
+
+
+def test_samples_are_shown_at_every_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(
+        toy(), batch_at, stage(), tmp_path, device="cpu", evaluate=evaluate, sample=lambda model: "\n  where? -> left"
+    )
+    assert capsys.readouterr().out.count("where? -> left") == 3
+    texts = EventAccumulator(str(tmp_path)).Reload().Tensors("samples/text_summary")
+    assert [text.step for text in texts] == [2, 4, 6]
+
+
+# --- stopping and going on -----------------------------------------------------------------------------------------
+
+
+def test_a_run_that_failed_goes_on_as_if_it_had_not(tmp_path: Path, whole: tuple[Path, Toy]) -> None:
+    out, straight = whole
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path, failing_at(5))
+    assert [row["step"] for row in lines(tmp_path)] == [2, 4, 4], "further than the checkpoint of step 3"
+    resumed = run(tmp_path)
+    assert resumed.steps < straight.steps, "did not begin from nothing"
+    assert same(resumed, straight)
+    # The mean of the losses since the last line counts those from before the checkpoint too.
+    assert (tmp_path / "log.jsonl").read_bytes() == (out / "log.jsonl").read_bytes()
+    curve = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in curve.Scalars("error")] == [2, 4, 6]
+
+
+def test_a_run_stopped_before_its_first_checkpoint_begins_again(tmp_path: Path, whole: tuple[Path, Toy]) -> None:
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path, failing_at(2))
+    assert same(run(tmp_path), whole[1])
+    assert lines(tmp_path) == lines(whole[0])
+
+
+def test_a_line_cut_short_by_a_kill_is_forgotten(tmp_path: Path, whole: tuple[Path, Toy]) -> None:
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path, failing_at(5))
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"step": 5, "lo')
+    run(tmp_path)
+    assert lines(tmp_path) == lines(whole[0])
+
+
+def test_a_finished_run_does_nothing_again(tmp_path: Path, whole: tuple[Path, Toy]) -> None:
+    run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    again = run(tmp_path, failing_at(6))
+    assert again.steps == 0
+    assert same(again, whole[1])
+    assert not again.training
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_checkpoint_is_never_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, Toy]) -> None:
+    real = torch.save
+
+    def full_disk(state: dict, path: Path) -> None:
+        if state["step"] == 3:
+            return real(state, path)
+        real(state, path)
+        os.truncate(path, os.path.getsize(path) // 2)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        run(tmp_path)
+    monkeypatch.undo()
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 3
+    assert same(run(tmp_path), whole[1])
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], whole: tuple[Path, Toy]
+) -> None:
+    class Interrupted(Toy):
+        def after_forward(self) -> None:
+            if self.training and self.steps == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    torch.manual_seed(5)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, model=Interrupted(0.3))
+    said = [line for line in capsys.readouterr().err.splitlines() if "stopped" in line]
+    assert said == ["stopped after step 2 of 6; the same command goes on"]
+    assert torch.load(tmp_path / CHECKPOINT, weights_only=True)["step"] == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(run(tmp_path), whole[1])
+    assert lines(tmp_path) == lines(whole[0])
+
+
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    class Impatient(Toy):
+        def after_forward(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, model=Impatient())
+    assert not (tmp_path / CHECKPOINT).exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"lr": 0.01}, "lr=0.05, now 0.01"),
+        ({"steps": 7}, "steps=6, now 7"),
+        ({"accumulate": 2}, "accumulate=1, now 2"),
+        ({"seed": 8}, "seed=7, now 8"),
+        ({"precision": "bf16"}, "precision=float32, now bf16"),
+    ],
+)
+def test_going_on_with_other_options_is_refused(whole: tuple[Path, Toy], options: dict, named: str) -> None:
+    with pytest.raises(BadInput, match=named) as refusal:
+        run(whole[0], **options)
+    assert str(whole[0] / CHECKPOINT) in str(refusal.value)
+
+
+def test_how_often_something_is_written_may_change(tmp_path: Path, whole: tuple[Path, Toy]) -> None:
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path, failing_at(5))
+    assert same(run(tmp_path, log_every=1, save_every=1, evaluate_every=5), whole[1])
+
+
+def test_a_checkpoint_of_another_model_and_a_file_that_is_none_are_refused(
+    tmp_path: Path, whole: tuple[Path, Toy]
+) -> None:
+    with pytest.raises(BadInput, match="holds another model"):
+        run(whole[0], model=toy(width=9))
+    checkpoint = tmp_path / CHECKPOINT
+    for content in (b"", b"not a checkpoint", (whole[0] / CHECKPOINT).read_bytes()[:2000]):
+        checkpoint.write_bytes(content)
+        with pytest.raises(BadInput, match="not a checkpoint"):
+            run(tmp_path)
+
+
+def test_a_checkpoint_from_before_seed_and_window_were_kept_goes_on(tmp_path: Path, whole: tuple[Path, Toy]) -> None:
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path, failing_at(5))
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    del state["window"], state["stage"]["seed"], state["stage"]["processes"]
+    torch.save(state, tmp_path / CHECKPOINT)
+    assert same(run(tmp_path), whole[1])
+
+
+# --- as processes --------------------------------------------------------------------------------------------------
+
+
+def process(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    killed = process(SCRIPT, tmp_path / "killed", "kill_at=5", "dropout=0.3")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert torch.load(tmp_path / "killed" / CHECKPOINT, weights_only=True)["step"] == 3
+    for name in ("killed", "straight"):
+        done = process(SCRIPT, tmp_path / name, "dropout=0.3")
+        assert done.returncode == 0, done.stderr
+    finals = [torch.load(tmp_path / name / "final-0.pt", weights_only=True) for name in ("killed", "straight")]
+    assert all(torch.equal(finals[0][key], finals[1][key]) for key in finals[1])
+    assert lines(tmp_path / "killed") == lines(tmp_path / "straight")
+
+
+@pytest.mark.slow
+def test_two_processes_walk_the_curve_of_one_with_the_same_batches(tmp_path: Path) -> None:
+    """Two processes x two accumulated batches against one x four; some steps have nothing for a part of the model."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    two = process(*launcher, SCRIPT, tmp_path / "two", "accumulate=2", "log_every=1")
+    assert two.returncode == 0, two.stderr
+    assert (tmp_path / "two" / "world-1.json").read_text() == "2"
+    one = train(toy(), batch_at, stage(accumulate=4, log_every=1), tmp_path / "one", device="cpu", seed=7)
+    for row, expected in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert row == pytest.approx(expected, abs=1e-5)
+    ranks = [torch.load(tmp_path / "two" / f"final-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, value in one.state_dict().items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        torch.testing.assert_close(ranks[0][name], value, atol=1e-5, rtol=0)

@@ -1,0 +1,126 @@
+"""The feed: any conversation by its number, with the features of the very media that it speaks about."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import tiny_models
+from checker import REFUSALS, Checker, pairs
+
+from trisense.chat import Audio, Conversation, Image, Text
+from trisense.data.world.bank import Bank, scene_at, utterance_at
+from trisense.data.world.facts import HELD_OUT
+from trisense.data.world.feed import Features, Feed, converse, featured
+from trisense.data.world.single import Question
+from trisense.recipe import World
+
+PICTURES, UTTERANCES, WIDTH = 40, 300, 3
+
+
+def feed(seed: int = 0, **world) -> Feed:
+    """A feed over facts without media: picture i has features of i, sound i has 1 + i % 4 vectors of i."""
+    bank = object.__new__(Bank)
+    bank.scenes = [scene_at(0, "train", i) for i in range(PICTURES)]
+    bank.utterances = [utterance_at(0, "train", i) for i in range(UTTERANCES)]
+    lengths = [1 + i % 4 for i in range(UTTERANCES)]
+    features = Features(
+        np.broadcast_to(np.arange(PICTURES, dtype=np.float16)[:, None, None], (PICTURES, 16, WIDTH)),
+        np.repeat(np.arange(UTTERANCES, dtype=np.float16), lengths)[:, None].repeat(WIDTH, 1),
+        np.concatenate([[0], np.cumsum(lengths)]),
+    )
+    return Feed(bank, features, World(**world), seed)
+
+
+def said(conversation: Conversation) -> list[tuple[str, object]]:
+    """Roles and contents, arrays as bytes."""
+    values = []
+    for message in conversation.messages:
+        for part in message.content:
+            value = part.text if isinstance(part, Text) else part.image if isinstance(part, Image) else part.audio
+            values.append((message.role, value.tobytes() if isinstance(value, np.ndarray) else value))
+    return values
+
+
+def test_a_conversation_is_the_same_in_any_order() -> None:
+    there, back = feed(), feed()
+    forward = [said(there.conversation(number)[0]) for number in range(30)]
+    backward = [said(back.conversation(number)[0]) for number in reversed(range(30))]
+    assert forward == backward[::-1]
+    assert said(there.conversation(7)[0]) == forward[7]
+    assert len({str(one) for one in forward}) == 30
+    assert forward != [said(feed(seed=1).conversation(number)[0]) for number in range(30)]
+
+
+def test_answers_are_true_of_the_media_that_are_given() -> None:
+    """From the parts alone: the features tell which picture and which voice of the bank they are."""
+    source, questions_seen = feed(), 0
+    for number in range(400):
+        conversation, questions = source.conversation(number)
+        naive = Checker()
+        *context, _ = conversation.messages[0].content
+        for part in context:
+            if isinstance(part, Image):
+                naive.scene = source.bank.scenes[int(part.image[0, 0])]
+            elif isinstance(part, Audio):
+                naive.words = source.bank.utterances[int(part.audio[0, 0])].words
+                assert len(part.audio) == 1 + int(part.audio[0, 0]) % 4
+            else:
+                naive.text = part.text
+        assert not pairs(naive.scene, naive.words, naive.text) & HELD_OUT
+        absent = {no for no, _ in REFUSALS.values()}
+        asked = conversation.messages[::2]
+        for message, reply, question in zip(asked, conversation.messages[1::2], questions, strict=True):
+            *_, text = message.content
+            (answer,) = reply.content
+            assert isinstance(text, Text) and isinstance(answer, Text)
+            assert (message.role, reply.role) == ("user", "assistant")
+            assert (text.text, answer.text) == (question.text, question.answer)
+            assert answer.text in absent or naive.solve(text.text) == answer.text
+            questions_seen += 1
+        assert all(len(message.content) == 1 for message in asked[1:]), "the context stands before the first question"
+    assert questions_seen > 2000
+
+
+@pytest.mark.parametrize(
+    ("present", "kinds"),
+    [
+        ({"image": 1, "audio": 1, "text": 1}, [Image, Audio, Text]),
+        ({"text": 1}, [Text]),
+        ({"audio": 1}, [Audio]),
+        ({}, [Image]),
+        ({"image": 0, "audio": 0, "text": 0}, [Image]),
+    ],
+)
+def test_the_recipe_says_which_senses_are_given(present: dict, kinds: list[type]) -> None:
+    source = feed(present=present, turns=3)
+    for number in range(20):
+        conversation, questions = source.conversation(number)
+        *context, _ = conversation.messages[0].content
+        assert [type(part) for part in context] == kinds
+        assert 1 <= len(questions) <= 3
+
+
+def test_a_prompt_holds_features_in_place_of_pixels_and_mels() -> None:
+    source, processor = feed(present={"image": 1, "audio": 1, "text": 1}), tiny_models.processor()
+    prompt = source.prompt(3, processor)
+    assert [slot.sense for slot in prompt.media] == ["image", "audio"]
+    for slot, values in zip(prompt.media, prompt.values, strict=True):
+        assert slot.length == len(values)
+        placed = prompt.ids[slot.start : slot.start + slot.length]
+        assert (placed == processor.placeholders[slot.sense]).all()
+    answers = [question.answer for question in source.conversation(3)[1]]
+    supervised = processor.tokenizer.decode(prompt.ids[prompt.mask], skip_special=False)
+    assert supervised == "".join(f"{answer}<|end|>" for answer in answers)
+
+
+def test_converse_and_featured_are_plain_functions_of_their_arguments() -> None:
+    rng = random.Random(0)
+    picture = np.full((16, WIDTH), rng.random(), np.float32)
+    questions = [Question("Where?", "here", ("image",)), Question("Who?", "Anna", ("text",))]
+    conversation = converse((Image(image=picture), Text(text="Anna is here.")), questions)
+    assert [message.role for message in conversation.messages] == ["user", "assistant", "user", "assistant"]
+    prompt = featured(conversation, tiny_models.processor())
+    assert prompt.values[0] is picture
+    assert int((prompt.ids == 256).sum()) == 16

@@ -277,9 +277,12 @@ def answer_accuracy(
         hits = torch.ones_like(labels, dtype=torch.bool)
         hits[labels != -100] = logits.argmax(-1) == labels[labels != -100]
         for row, number in enumerate(part):
+            questions = feed.conversation(number)[1]
+            if not questions:  # now and then nothing that was tried fits the context
+                continue
             supervised = np.flatnonzero(prompts[row].mask)
             answers = np.split(supervised, np.flatnonzero(np.diff(supervised) > 1) + 1)
-            for question, span in zip(feed.conversation(number)[1], answers, strict=True):
+            for question, span in zip(questions, answers, strict=True):
                 exact = bool(hits[row, span - 1].all())
                 group = ("none", question.senses[0] if question.senses else "", "two", "three")[len(question.senses)]
                 right.setdefault(group, []).append(exact)
@@ -295,7 +298,10 @@ def answer_samples(
     lines = []
     for number in numbers:
         prompt = feed.prompt(number, processor)
-        question = feed.conversation(number)[1][0]
+        questions = feed.conversation(number)[1]
+        if not questions:
+            continue
+        question = questions[0]
         length = int(np.flatnonzero(prompt.mask)[0])
         batch = collate([prompt])
         media = {

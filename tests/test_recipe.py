@@ -1,0 +1,215 @@
+"""Recipes: defaults in types, differences in files, and one line for whatever cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trisense.errors import BadInput
+from trisense.recipe import Recipe, Stage, World, names, read
+
+SMALL = """
+name: small
+design:
+  text: {model_type: llama}
+stages:
+  warm: {learns: see, steps: 10}
+  answer: {learns: answer, steps: 20, lr: 2.0e-3}
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def refusal(recipe: str | Path, *overrides: str) -> str:
+    with pytest.raises(BadInput) as refused:
+        read(recipe, overrides)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+    return str(refused.value)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_packaged_recipe_reads_and_survives_being_written(name: str, tmp_path: Path) -> None:
+    recipe = read(name)
+    assert recipe.name == name
+    assert recipe.description
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert read(path) == recipe
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_spark_is_packaged() -> None:
+    assert "spark" in names()
+    assert names() == sorted(names())
+    assert [stage.learns for stage in read("spark").stages.values()] == ["see", "hear", "answer"]
+
+
+def test_what_a_file_leaves_out_is_the_default(small: Path) -> None:
+    recipe = read(small)
+    assert recipe.world == World()
+    assert recipe.stages["warm"] == Stage(learns="see", steps=10)
+    assert recipe.stages["answer"].lr == 2e-3
+    assert recipe.design.vision is None
+
+
+def test_overrides_change_what_they_name_and_nothing_else(small: Path) -> None:
+    before = read(small).model_dump()
+    changed = read(
+        small,
+        ["stages.answer.lr=1e-4", "stages.warm.steps=7", "world.present.image=0.5", "design.text.hidden_size=64"],
+    ).model_dump()
+    assert changed["stages"]["answer"].pop("lr") == 1e-4, "YAML 1.1 reads 1e-4 as a string"
+    assert changed["stages"]["warm"].pop("steps") == 7
+    assert changed["world"].pop("present") == {"image": 0.5}, "a mapping the file does not give is given by the flag"
+    assert changed["design"]["text"].pop("hidden_size") == 64
+    for group, key in (("answer", "lr"), ("warm", "steps")):
+        before["stages"][group].pop(key)
+    before["world"].pop("present")
+    assert changed == before
+
+
+def test_the_last_override_counts_and_values_are_yaml(small: Path) -> None:
+    recipe = read(
+        small,
+        [
+            "world.turns=2",
+            "world.turns=3",
+            "design.senses={image: {width: 8}}",
+            "description=a = b",
+            "stages.warm.clip=2",
+        ],
+    )
+    assert recipe.world.turns == 3
+    assert recipe.design.senses == {"image": {"width": 8}}
+    assert recipe.description == "a = b"
+    assert recipe.stages["warm"].clip == 2.0
+
+
+def test_reading_twice_gives_the_same_and_leaves_the_package_alone(small: Path) -> None:
+    read("spark", ["stages.answer.steps=1"])
+    assert read("spark").stages["answer"].steps != 1
+    assert read(small) == read(str(small))
+
+
+@given(steps=st.integers(1, 10**9), lr=st.floats(1e-12, 1e3), bf16=st.booleans(), text=st.text("abcxyz", min_size=1))
+def test_any_sensible_value_arrives(steps: int, lr: float, bf16: bool, text: str) -> None:
+    precision = "bf16" if bf16 else "float32"
+    stage = read(
+        "spark",
+        [f"stages.see.steps={steps}", f"stages.see.lr={lr!r}", f"stages.see.precision={precision}", f"name='{text}'"],
+    )
+    assert (stage.stages["see"].steps, stage.stages["see"].lr) == (steps, lr)
+    assert stage.stages["see"].precision == precision
+    assert stage.name == text
+
+
+@given(st.text(max_size=30))
+def test_no_override_ends_in_anything_but_a_recipe_or_one_refusal(override: str) -> None:
+    try:
+        recipe = read("spark", [override])
+    except BadInput as error:
+        assert "\n" not in str(error).replace(repr(override), "")
+    else:
+        assert isinstance(recipe, Recipe)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=5,
+    )
+)
+def test_no_value_ends_in_anything_but_a_recipe_or_one_refusal(value: Any) -> None:
+    written = yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("\n...")
+    for key in ("design", "stages.see.lr", "world.present", "design.layout", "stages"):
+        try:
+            assert isinstance(read("spark", [f"{key}={written}"]), Recipe)
+        except BadInput as error:
+            assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("worl.turns=1", "unknown key 'worl' (did you mean 'world'?)"),
+        ("world.turn=1", "unknown key 'world.turn' (did you mean 'turns'?)"),
+        ("stages.warm.stps=1", "unknown key 'stages.warm.stps' (did you mean 'steps'?)"),
+        ("design.vison={}", "unknown key 'design.vison' (did you mean 'vision'?)"),
+        ("design.layout.anser=x", "unknown key 'design.layout.anser' (did you mean 'answer'?)"),
+        ("design.qqqqqqq=1", "unknown key 'design.qqqqqqq'"),
+        ("stages.answr.lr=1", "there is no stage 'answr' (did you mean 'answer'?); stages: warm, answer"),
+        ("stages.warm.steps=many", "stages.warm.steps: "),
+        ("stages.warm.steps=0", "stages.warm.steps: Input should be greater than 0, got 0"),
+        ("stages.warm.steps=1.5", "stages.warm.steps: "),
+        ("stages.warm.lr=-1e-3", "stages.warm.lr: Input should be greater than 0, got -0.001"),
+        ("stages.warm.learns=taste", "stages.warm.learns: Input should be 'see', 'hear' or 'answer', got 'taste'"),
+        ("stages.warm=", "stages.warm: "),
+        ("stages=[1, 2]", "stages: "),
+        ("design={}", "design.text is missing"),
+        ("world.present={smell: 1}", "world.present.smell"),
+        ("name.first=x", "'name' holds a value, not keys"),
+        ("world", "expected key=value, such as stages.answer.lr=1e-4"),
+        ("=3", "expected key=value"),
+        ("name={a: ", "the value is not YAML"),
+    ],
+)
+def test_what_cannot_be_is_one_line_that_names_it(small: Path, override: str, expected: str) -> None:
+    assert expected in refusal(small, override)
+
+
+def test_a_long_value_is_cut(small: Path) -> None:
+    assert "stages.warm.steps" in refusal(small, f"stages.warm.steps={'x' * 2000}")
+
+
+def test_an_unknown_recipe_names_the_nearest_and_all() -> None:
+    said = refusal("spork")
+    assert "recipe 'spork' is unknown (did you mean 'spark'?)" in said
+    assert all(name in said for name in names())
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"design: [unclosed", "not a YAML file"),
+        (b"a: b: c", "not a YAML file"),
+        (b"\x00\x01", "not a YAML file"),
+        (b"just words", "expected a mapping"),
+        (b"", "expected a mapping"),
+        (b"- a\n- b", "expected a mapping"),
+        (b"\xff\xfe\x00name", "not UTF-8 text"),
+        (b"name: x", "design is missing"),
+        (b"name: x\ndesign: {text: {}}\nstages: {1: 2}", "stages.1"),
+        (b"name: !!python/object:os.system x", "not a YAML file"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_one_line_that_names_it(tmp_path: Path, content: bytes, expected: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    said = refusal(path)
+    assert expected in said
+    assert str(path) in said
+
+
+def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path) -> None:
+    assert "no such recipe file" in refusal(tmp_path / "nowhere.yaml")
+    folder = tmp_path / "folder.yaml"
+    folder.mkdir()
+    assert "no such recipe file" in refusal(folder)
+    assert "is unknown" in refusal(tmp_path)
+
+
+def test_a_recipe_cannot_be_changed_in_place(small: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        read(small).name = "other"  # type: ignore[misc]

@@ -1,0 +1,208 @@
+"""`trisense train spark` in miniature: from nothing to a folder that opens, exports and answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trisense.cli import main
+from trisense.data.world.feed import Feed
+from trisense.errors import BadInput
+from trisense.recipe import Recipe, read
+from trisense.train import spark
+from trisense.train.spark import answer_accuracy, answer_samples, frozen_features, held_back, train_spark, world_texts
+
+SMALL = (
+    "design.vocabulary=400",
+    "design.text={model_type: llama, hidden_size: 48, intermediate_size: 96, num_hidden_layers: 2, "
+    "num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 2048, tie_word_embeddings: true}",
+    "design.vision.hidden_sizes=[8, 16, 16]",
+    "design.vision.embedding_size=8",
+    "design.vision.depths=[1, 1, 1]",
+    "design.senses.image.width=16",
+    "design.audio.hidden_size=32",
+    "design.audio.num_hidden_layers=1",
+    "design.audio.intermediate_size=64",
+    "design.audio.subsampling_conv_channels=8",
+    "design.senses.audio.width=32",
+    "world.pictures=40",
+    "world.utterances=60",
+    "world.turns=2",
+    *(
+        f"stages.{stage}.{option}"
+        for stage in ("see", "hear", "answer")
+        for option in ("steps=4", "batch_size=4", "precision=float32", "warmup_steps=2", "save_every=2", "log_every=1")
+    ),
+)
+
+
+def small(*overrides: str) -> Recipe:
+    return read("spark", [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with enough answering steps to be right now and then."""
+    out = tmp_path_factory.mktemp("spark")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spark, "TEXTS", 200)
+        train_spark(
+            small("stages.answer.steps=150", "stages.answer.batch_size=16", "stages.answer.lr=3e-3"), out, "cpu"
+        )
+    return out
+
+
+def files(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_folder_that_opens_exports_and_answers(
+    made: Path, samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForImageTextToText
+
+    for stage in ("see", "hear", "answer"):
+        log = [json.loads(line) for line in (made / stage / "log.jsonl").read_text().splitlines()]
+        assert all(np.isfinite(row.get("loss", 0)) for row in log)
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) / 2
+    model = AutoModelForImageTextToText.from_pretrained(made / "model")
+    assert sum(parameter.numel() for parameter in model.parameters()) > 10_000
+
+    assert main(["export", "onnx", str(made / "model"), str(tmp_path / "onnx"), "--weights", "float32"]) == 0
+    capsys.readouterr()
+    given = ["--image", str(samples / "picture.png"), "--audio", str(samples / "voice.wav"), "--text", "Anna has it."]
+    said = []
+    for folder in (made / "model", tmp_path / "onnx"):
+        assert main(["ask", "--model", str(folder), *given, "--max-tokens", "8", "Is there a cup?"]) == 0
+        said.append(capsys.readouterr().out.strip())
+    assert said[0] == said[1] != ""
+
+
+@pytest.mark.slow
+def test_the_same_command_goes_on_and_then_does_nothing_again(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spark, "TEXTS", 200)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train_spark(small(), whole, "cpu", bank=made / "bank")
+
+    real, calls = spark.train, []
+
+    def train_until_answer(learner, batch_at, stage, out, **options):
+        calls.append(out.name)
+
+        def broken_at_the_end(number):
+            if stage.learns == "answer" and number == 3:
+                raise OSError("disk gone")
+            return batch_at(number)
+
+        return real(learner, broken_at_the_end, stage, out, **options)
+
+    monkeypatch.setattr(spark, "train", train_until_answer)
+    with pytest.raises(OSError, match="disk gone"):
+        train_spark(small(), stopped, "cpu", bank=made / "bank")
+    assert calls == ["see", "hear", "answer"]
+    assert not (stopped / "model").exists()
+    monkeypatch.setattr(spark, "train", real)
+    train_spark(small(), stopped, "cpu", bank=made / "bank")
+    weights = "model/model.safetensors"
+    first = files(stopped)
+    assert first[weights] == files(whole)[weights]
+    assert first["answer/log.jsonl"] == files(whole)["answer/log.jsonl"]
+    assert first["run.json"] == files(whole)["run.json"]
+    train_spark(small(), stopped, "cpu", bank=made / "bank")
+    assert files(stopped) == first
+
+
+@pytest.mark.slow
+def test_a_run_of_other_options_is_refused(made: Path, tmp_path: Path) -> None:
+    recipe = json.loads((made / "run.json").read_text())
+    assert recipe["world"]["pictures"] == 40, "the resolved recipe stays with the run"
+    longer = ("stages.answer.steps=150", "stages.answer.batch_size=16", "stages.answer.lr=3e-3")
+    for named, overrides, seed in (
+        ("another seed", longer, 1),
+        ("another design", (*longer, "design.vocabulary=401"), 0),
+        ("another world", (*longer, "world.turns=3"), 0),
+        ("lr=0.002, now 0.1", (*longer, "stages.see.lr=0.1"), 0),
+        ("steps=150, now 4", (), 0),
+    ):
+        with pytest.raises(BadInput, match=named):
+            train_spark(small(*overrides), made, "cpu", seed)
+    (tmp_path / "tokenizer.json").write_bytes((made / "tokenizer.json").read_bytes())
+    with pytest.raises(BadInput, match="bank was made with other options"):
+        train_spark(small("world.pictures=41"), tmp_path, "cpu", bank=made / "bank")
+
+
+@pytest.mark.slow
+def test_accuracy_is_what_greedy_decoding_gets_right(made: Path) -> None:
+    """One forward over the truth says the same as decoding every answer, each after the true answers before it."""
+    from transformers import AutoModelForImageTextToText
+
+    from trisense.data.world.bank import Bank
+    from trisense.prompt import Processor
+
+    model = AutoModelForImageTextToText.from_pretrained(made / "model").eval()
+    processor, recipe = Processor.from_folder(made / "model"), small()
+    assert processor.audio
+    bank = Bank(made / "bank", 40, 60, 0, 96, processor.audio)
+    features = frozen_features(model, processor, bank, made / "features.npz")
+    feed = Feed(bank, features, recipe.world, seed=0)
+    numbers = list(range(60))  # conversations of the training, of which some are known
+    right: dict[str, list[bool]] = {}
+    for number in numbers:
+        prompt, (_, questions) = feed.prompt(number, processor), feed.conversation(number)
+        starts = np.flatnonzero(prompt.mask & ~np.roll(prompt.mask, 1))
+        for question, start in zip(questions, starts, strict=True):
+            media = {
+                "image_features": [v for s, v in zip(prompt.media, prompt.values) if s.sense == "image"],
+                "audio_features": [v for s, v in zip(prompt.media, prompt.values) if s.sense == "audio"],
+            }
+            given = {name: torch.from_numpy(np.stack(v).astype(np.float32)) for name, v in media.items() if v}
+            ids = torch.from_numpy(prompt.ids[None, :start])
+            said = model.generate(ids, **given, max_new_tokens=40, do_sample=False)[0, start:].tolist()
+            exact = said[-1] in processor.end_ids and processor.tokenizer.decode(said).strip() == question.answer
+            row = "none" if not question.senses else (question.senses[0], "two", "three")[len(question.senses) - 1]
+            right.setdefault(row, []).append(exact)
+            right.setdefault("all", []).append(exact)
+    expected = {row: sum(hits) / len(hits) for row, hits in right.items()}
+    assert 0 < expected["all"] < 1, "a model that is always or never right would show nothing"
+    assert answer_accuracy(model, processor, feed, numbers) == pytest.approx(expected)
+
+    first = next(number for number in numbers if feed.conversation(number)[1])
+    empty = next(number for number in range(500) if not feed.conversation(number)[1])
+    shown = answer_samples(model, processor, feed, [empty, first]).splitlines()
+    question = feed.conversation(first)[1][0]
+    assert len(shown) == 2
+    assert shown[1].startswith(f"  {question.text} -> ") and shown[1].endswith(f" | {question.answer}")
+    assert np.array_equal(features.images[3], frozen_features(model, processor, bank, made / "features.npz").images[3])
+    with torch.inference_mode():
+        fresh = frozen_features(model, processor, bank, made / "again.npz")
+    assert np.array_equal(fresh.audios, features.audios) and np.array_equal(fresh.images, features.images)
+    (made / "again.npz").unlink()
+    assert np.array_equal(features.offsets, np.load(made / "features.npz")["offsets"])
+    for index in (0, 31, 59):
+        assert len(features.audio(index)) == processor.audio.num_tokens(len(bank.mel(index)))
+
+
+def test_a_quarter_of_a_small_bank_is_held_back() -> None:
+    assert held_back(60_000, "pictures")[0] == 59_488
+    pool, held = held_back(40, "pictures")
+    assert (pool, held.tolist()) == (30, list(range(30, 40)))
+    pool, held = held_back(4, "utterances")
+    assert (pool, held.tolist()) == (3, [3])
+    with pytest.raises(BadInput, match=r"world\.utterances=3: too few"):
+        held_back(3, "utterances")
+
+
+def test_the_tokenizer_reads_every_word_of_the_world() -> None:
+    texts = list(world_texts(0, 40))
+    assert texts == list(world_texts(0, 40))
+    assert texts != list(world_texts(1, 40))
+    assert len(texts) > 40 * 8
+    assert any(text.startswith("What") for text in texts) and any(text in ("yes", "no") for text in texts)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import AutoConfig
 
-from trisense.model.configuration import TrisenseConfig
+from trisense.errors import BadInput
+from trisense.model.configuration import TrisenseConfig, sub_config
 from trisense.model.modeling import TrisenseForConditionalGeneration
+from trisense.model.senses import Sense
 from trisense.prompt import Processor
 from trisense.recipe import Design
 from trisense.tokens import TextTokenizer
@@ -40,41 +42,41 @@ def build_processor(design: Design, tokenizer: TextTokenizer) -> Processor:
     placeholders: dict[str, int] = {}
     for sense, token in design.placeholders.items():
         if (number := tokenizer.id(token)) is None:
-            raise ValueError(f"placeholders.{sense}: {token!r} is not a token of the tokenizer")
+            raise BadInput(f"design.placeholders.{sense}: {token!r} is not a token of the tokenizer")
         placeholders[sense] = number
     return Processor(tokenizer, design.layout, design.pictures, design.sounds, placeholders)
 
 
 def build_model(design: Design, processor: Processor) -> TrisenseForConditionalGeneration:
-    """The model of a design with random weights (torch's generator: seed it first)."""
+    """The model of a design with random weights (torch's generator: seed it first).
+
+    Raises BadInput for a design without a token that ends an answer, and for whatever `TrisenseConfig` refuses.
+    """
+    if not processor.end_ids:
+        raise BadInput("design.layout.answer.after: empty; an answer needs a token that ends it")
     end = min(processor.end_ids)
-    text = _config({**design.text, "vocab_size": processor.tokenizer.size, "eos_token_id": end, "pad_token_id": end})
+    own = {"vocab_size": processor.tokenizer.size, "eos_token_id": end, "pad_token_id": end}
     config = TrisenseConfig(
-        text_config=text,
-        vision_config=design.vision and _config(design.vision),
-        audio_config=design.audio and _config(design.audio),
+        text_config=sub_config("design.text", {**design.text, **own}),
+        vision_config=sub_config("design.vision", design.vision),
+        audio_config=sub_config("design.audio", design.audio),
         senses={sense: dict(options) for sense, options in design.senses.items()},
         placeholders=dict(processor.placeholders),
     )
     model = TrisenseForConditionalGeneration(config)
     if "audio" in model.senses:
-        _wake(model.senses["audio"].encoder)
+        _wake(cast(Sense, model.senses["audio"]).encoder)
     return model
 
 
 def _wake(encoder: nn.Module) -> None:
     """Variance-preserving weights (He et al. 2015, Glorot & Bengio 2010) for an encoder that starts from nothing.
 
-    transformers draws Parakeet's with a deviation of 0.02, meant for widths of a thousand; in a narrow one the signal is
-    gone after the strided convolutions, and CTC stays on its plateau.
+    transformers draws Parakeet's with a deviation of 0.02, meant for widths of a thousand; in a narrow one the signal
+    is gone after the strided convolutions, and CTC stays on its plateau.
     """
     for module in encoder.modules():
         if isinstance(module, nn.Conv1d | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-
-
-def _config(values: dict):
-    values = dict(values)
-    return AutoConfig.for_model(values.pop("model_type"), **values)

@@ -1,11 +1,11 @@
-"""`TrisenseConfig`: the language model, an encoder per sense, and how each sense's features reach the language model."""
+"""`TrisenseConfig`: the language model, an encoder per sense, and how the features of each reach the language model."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
 from trisense.errors import BadInput
@@ -22,8 +22,8 @@ class SenseOptions:
     """Which features of an encoder a sense takes, and the projector that carries them to the language model.
 
     layer: the hidden state to take, counted as in `hidden_states` (-1: the encoder's own last output).
-    select: `all` tokens; `patches` (the first token, CLS, dropped); `pooled` (one vector, before any projection);
-        `projected` (one vector, after CLIP's own projection).
+    select: `all` tokens; of a picture also `patches` (the first token, CLS, dropped), `pooled` (one vector, before any
+        projection) or `projected` (one vector, after CLIP's own projection).
     width: the features' width.
     projector: `linear`, `residual` (linear, then the LLaVA-1.5 residual block of `jnana`), `norm-mlp` (`eden`, `ft35`)
         or `mlp` (LLaVA-1.5).
@@ -40,14 +40,30 @@ class SenseOptions:
     frames_per_token: int = 2
 
     @classmethod
-    def parse(cls, sense: str, values: dict[str, Any]) -> SenseOptions:
-        """From a config's plain dict; an unknown or missing key is a `BadInput` that names it."""
+    def parse(cls, sense: str, values: Any) -> SenseOptions:
+        """From a config's plain dict; what does not fit is a `BadInput` that names it."""
+        if not isinstance(values, dict):
+            raise BadInput(f"senses.{sense}: {values!r}; expected a mapping of options")
         known = {field.name for field in fields(cls)}
         if unknown := set(values) - known:
             raise BadInput(f"senses.{sense}: unknown key {min(unknown)!r}; expected {', '.join(sorted(known))}")
         if "width" not in values:
             raise BadInput(f"senses.{sense}: the key 'width' (the features' width) is missing")
-        return cls(**values)
+        options = cls(**values)
+        for key, choices in (
+            ("select", get_args(Select)),
+            ("projector", get_args(Kind)),
+            ("time_first", (False, True)),
+        ):
+            if (value := getattr(options, key)) not in choices:
+                raise BadInput(f"senses.{sense}.{key}: {value!r} is unknown; expected {', '.join(map(str, choices))}")
+        for key, least in (("width", 1), ("frames_per_token", 1), ("layer", None)):
+            value = getattr(options, key)
+            if type(value) is not int or (least is not None and value < least):
+                raise BadInput(f"senses.{sense}.{key}: {value!r}; expected a whole number{' above 0' if least else ''}")
+        if sense == "audio" and options.select != "all":
+            raise BadInput(f"senses.audio.select: {options.select!r} is for pictures; expected 'all'")
+        return options
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,19 +79,20 @@ class TrisenseConfig(PreTrainedConfig):
     """
 
     model_type = "trisense"
-    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig, "audio_config": AutoConfig}
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig, "audio_config": AutoConfig}  # pyright: ignore
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    audio_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
+    vision_config: Any = None
+    audio_config: Any = None
     senses: dict | None = None
     placeholders: dict | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        self.text_config = _typed(self.text_config) or AutoConfig.for_model("llama")
-        self.vision_config = _typed(self.vision_config)
-        self.audio_config = _typed(self.audio_config)
+        # transformers makes a config without arguments to learn its defaults.
+        self.text_config = sub_config("text_config", self.text_config or {"model_type": "llama"})
+        self.vision_config = sub_config("vision_config", self.vision_config)
+        self.audio_config = sub_config("audio_config", self.audio_config)
         self.senses = self.senses or {}
         self.placeholders = self.placeholders or {}
         # What generate() and the caches ask of the outer config is the language model's own.
@@ -86,11 +103,16 @@ class TrisenseConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         vocabulary = self.text_config.vocab_size
         for sense in self.senses:
-            if getattr(self, ENCODER_CONFIG.get(sense, ""), None) is None:
-                raise BadInput(f"senses.{sense}: no encoder; expected {ENCODER_CONFIG.get(sense, 'image or audio')}")
+            if sense not in ENCODER_CONFIG:
+                raise BadInput(f"senses.{sense}: no such sense; expected {' or '.join(ENCODER_CONFIG)}")
+            if self.encoder_config(sense) is None:
+                raise BadInput(f"senses.{sense}: no encoder; {ENCODER_CONFIG[sense]} is missing")
+            self.options(sense)
             token = self.placeholders.get(sense)
-            if token is None or not 0 <= token < vocabulary:
+            if type(token) is not int or not 0 <= token < vocabulary:
                 raise BadInput(f"placeholders.{sense}: {token!r} is not a row of the {vocabulary} embeddings")
+        if len(set(self.placeholders.values())) < len(self.placeholders):
+            raise BadInput(f"placeholders: two senses share one token in {self.placeholders}")
 
     def options(self, sense: str) -> SenseOptions:
         """The typed options of one sense."""
@@ -100,9 +122,15 @@ class TrisenseConfig(PreTrainedConfig):
         return getattr(self, ENCODER_CONFIG[sense])
 
 
-def _typed(config: dict | PreTrainedConfig | None) -> PreTrainedConfig | None:
-    """A sub-config read back from json, as the class its `model_type` names."""
-    if isinstance(config, dict):
-        values = dict(config)
-        return AutoConfig.for_model(values.pop("model_type"), **values)
-    return config
+def sub_config(name: str, config: Any) -> Any:
+    """A config of transformers from its plain dict, as the class its `model_type` names; a config or None as it is.
+
+    Raises BadInput, naming `name`, for a `model_type` that is missing or unknown.
+    """
+    if not isinstance(config, dict):
+        return config
+    values = dict(config)
+    kind = values.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        raise BadInput(f"{name}: model_type {kind!r} is not one that transformers knows")
+    return AutoConfig.for_model(kind, **values)

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    SuppressTokensLogitsProcessor,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from trisense.model.configuration import ENCODER_CONFIG, TrisenseConfig
 from trisense.model.senses import Sense
 
 # Letters: B rows, T positions, D width of the language model, V vocabulary, N media, S feature vectors of one medium,
 # E width of an encoder, M mel bins, F log-mel frames.
+
+# The arguments of `forward` that bring what a sense reads.
+VALUES = {"image": "pixel_values", "audio": "input_features"}
+MEDIA = (*VALUES.values(), "input_features_mask", "image_features", "audio_features", "audio_lengths")
+# By these a language model changes what its head gives; the loss here takes the head as it is.
+SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class TrisenseForConditionalGeneration(PreTrainedModel, GenerationMixin):
@@ -30,17 +43,20 @@ class TrisenseForConditionalGeneration(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
 
     def __init__(self, config: TrisenseConfig):
         super().__init__(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.placeholders: dict[str, int] = dict(config.placeholders or {})
         hidden_size = self.language_model.get_input_embeddings().embedding_dim
         # In a fixed order: a config read back from json has its keys sorted, and optimisers count parameters by order.
         self.senses = nn.ModuleDict(
             {
                 name: Sense(name, config.options(name), config.encoder_config(name), hidden_size)
                 for name in ENCODER_CONFIG
-                if name in config.senses
+                if name in (config.senses or {})
             }
         )
         self.post_init()
@@ -66,28 +82,35 @@ class TrisenseForConditionalGeneration(PreTrainedModel, GenerationMixin):
             ValueError: placeholders and feature vectors differ in number; both counts are named.
         """
         embeddings = self.get_input_embeddings()(input_ids)  # [B, T, D]
-        for name, sense in self.senses.items():
-            values = media.get("pixel_values" if name == "image" else "input_features")
-            features = media.get(f"{name}_features")
+        for name, argument in VALUES.items():
+            values, features = media.get(argument), media.get(f"{name}_features")
             given = values is not None or features is not None
-            slots = input_ids == self.config.placeholders[name]  # [B, T]
-            if not given and not (count := int(slots.sum())):
+            if name not in self.senses:
+                if given:
+                    raise ValueError(f"an {name} was given but this model has no {name} sense")
                 continue
-            if not given:
+            slots = input_ids == self.placeholders[name]  # [B, T]
+            count = int(slots.sum())
+            if not given and count:
                 raise ValueError(f"the prompt has {count} {name} placeholders but no {name} was given")
+            if not given:
+                continue
             mask = media.get("input_features_mask") if name == "audio" else None
-            vectors = sense(values, mask, features, media.get(f"{name}_lengths"))  # [sum of lengths, D]
-            if (count := int(slots.sum())) != len(vectors):
-                raise ValueError(f"the prompt has {count} {name} placeholders but the {name}s give {len(vectors)} vectors")
+            vectors = self.senses[name](values, mask, features, media.get(f"{name}_lengths"))  # [sum of lengths, D]
+            if count != len(vectors):
+                raise ValueError(
+                    f"the prompt has {count} {name} placeholders but the {name}s give {len(vectors)} vectors"
+                )
             # The one place for precision: whatever encoder and projector compute in, the language model's dtype rules.
-            embeddings = embeddings.masked_scatter(slots[..., None], vectors.to(embeddings.dtype))
+            embeddings = embeddings.masked_scatter(slots[..., None], vectors.to(embeddings))
         return embeddings
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Any = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
@@ -112,28 +135,35 @@ class TrisenseForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_features: [N, M, F] float log-mel; input_features_mask: [N, F], 1 on real frames.
             image_features: [N, S, E], audio_features: [N, S, E] with audio_lengths [N]: features of a frozen encoder,
                 computed before, in place of pixels and mels.
-            num_items_in_batch: divides the summed loss (token-weighted accumulation); default: the supervised tokens here.
+            num_items_in_batch: divides the summed loss (token-weighted accumulation); default: the supervised tokens.
 
         Returns:
             `logits` [B, T, V]; with `labels`, `loss` and `logits` [supervised, V] only: the head runs nowhere else.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds`; media with `inputs_embeds`; placeholders and
+                feature vectors that differ in number; labels for a language model that scales its logits.
         """
+        media = {
+            "pixel_values": pixel_values,
+            "input_features": input_features,
+            "input_features_mask": input_features_mask,
+            "image_features": image_features,
+            "audio_features": audio_features,
+            "audio_lengths": audio_lengths,
+        }
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            assert input_ids is not None
-            media = {
-                "pixel_values": pixel_values,
-                "input_features": input_features,
-                "input_features_mask": input_features_mask,
-                "image_features": image_features,
-                "audio_features": audio_features,
-                "audio_lengths": audio_lengths,
-            }
-            inputs_embeds = self.embed(input_ids, media)
-        if position_ids is None and attention_mask is not None and past_key_values is None and attention_mask.dim() == 2:
-            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
+        if input_ids is not None:
+            spliced = self.embed(input_ids, media)
+        else:
+            _refuse_media(media)
+            spliced = cast(torch.Tensor, inputs_embeds)
+        if position_ids is None and attention_mask is not None and attention_mask.dim() == 2:
+            # The mask also covers what is in the cache.
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -spliced.shape[1] :]
         inputs = {
-            "inputs_embeds": inputs_embeds,
+            "inputs_embeds": spliced,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "past_key_values": past_key_values,
@@ -143,30 +173,46 @@ class TrisenseForConditionalGeneration(PreTrainedModel, GenerationMixin):
         }
         if labels is None:
             return self.language_model(**inputs, logits_to_keep=logits_to_keep)
-        decoder = self.language_model.get_decoder()
-        hidden = decoder(**inputs).last_hidden_state  # [B, T, D]
+        if scaled := [key for key in SCALED if getattr(self.config.text_config, key, None) not in (None, 1, 1.0)]:
+            raise ValueError(f"a language model with {scaled[0]} cannot be trained: the loss takes its logits unscaled")
+        out = self.language_model.get_decoder()(**inputs)
         supervised = labels[:, 1:] != -100  # [B, T - 1]
-        logits = self.get_output_embeddings()(hidden[:, :-1][supervised])  # [supervised, V]
+        logits = self.get_output_embeddings()(out.last_hidden_state[:, :-1][supervised])  # [supervised, V]
         targets = labels[:, 1:][supervised]
         total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
         count = num_items_in_batch if num_items_in_batch is not None else max(len(targets), 1)
-        return CausalLMOutputWithPast(loss=total / count, logits=logits)
+        return CausalLMOutputWithPast(
+            loss=total / count, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions
+        )
 
     @torch.no_grad()
     def generate(self, input_ids: torch.LongTensor | None = None, **kwargs: Any):
         """`GenerationMixin.generate` over spliced embeddings, with the KV cache of the language model.
 
-        Takes `input_ids` [B, T] (left padded, with `attention_mask`) and the media arguments of `forward`; returns what
-        transformers' own image-text-to-text models return: prompt and new tokens, [B, T + new].
+        Takes `input_ids` [B, T] (left padded, with `attention_mask`) and the media arguments of `forward`, which are
+        encoded once; returns what transformers' own image-text-to-text models return: prompt and new tokens,
+        [B, T + new]. From `inputs_embeds` alone it returns only new tokens, as theirs do. The cache is always used, and
+        a placeholder is never a word of an answer.
+
+        Raises:
+            ValueError: as `forward`.
         """
-        names = ("pixel_values", "input_features", "input_features_mask")
-        media = {name: kwargs.pop(name, None) for name in (*names, "image_features", "audio_features", "audio_lengths")}
+        media = {name: kwargs.pop(name, None) for name in MEDIA}
         if input_ids is None:
-            return super().generate(**kwargs)
-        if kwargs.get("attention_mask") is None:
-            kwargs["attention_mask"] = torch.ones_like(input_ids)
-        out = super().generate(inputs_embeds=self.embed(input_ids, media), **kwargs)
-        if isinstance(out, torch.Tensor):
-            return torch.cat([input_ids.repeat_interleave(len(out) // len(input_ids), 0), out], 1)
-        out.sequences = torch.cat([input_ids.repeat_interleave(len(out.sequences) // len(input_ids), 0), out.sequences], 1)
-        return out
+            _refuse_media(media)
+        else:
+            if kwargs.get("inputs_embeds") is not None:
+                raise ValueError("give either input_ids or inputs_embeds")
+            if kwargs.get("attention_mask") is None:
+                kwargs["attention_mask"] = torch.ones_like(input_ids)
+            kwargs |= {"input_ids": input_ids, "inputs_embeds": self.embed(input_ids, media)}
+        if holes := list(self.placeholders.values()):
+            never = SuppressTokensLogitsProcessor(holes, device=str(self.device))
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), never])
+        return super().generate(**kwargs)  # pyright: ignore - the protocol it asks for names a property
+
+
+def _refuse_media(media: dict[str, torch.Tensor | None]) -> None:
+    for name, value in media.items():
+        if value is not None:
+            raise ValueError(f"{name}: a medium is spliced in where input_ids has placeholders; give input_ids")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import nn
+
+from trisense.errors import BadInput
+from trisense.model.configuration import Kind
 
 # Letters: N media, S feature vectors of one medium, E width of the encoder, D width of the language model.
 
@@ -21,19 +26,21 @@ class ResidualBlock(nn.Module):
         return x + self.mlp(x)
 
 
-def build_projector(kind: str, width: int, hidden_size: int) -> nn.Module:
+def build_projector(kind: Kind, width: int, hidden_size: int) -> nn.Module:
     """A projector [N, S, E=width] -> [N, S, D=hidden_size], as an `nn.Sequential`.
 
     linear: Linear (`context-gpt`, `tinyclip-phi2`); residual: Linear, ResidualBlock (`jnana`);
     norm-mlp: LayerNorm, Linear, GELU, Linear (`ft35`, `eden`); mlp: Linear, GELU, Linear (LLaVA-1.5).
     """
     linear = nn.Linear(width, hidden_size)
-    kinds = {
-        "linear": lambda: [linear],
-        "residual": lambda: [linear, ResidualBlock(hidden_size)],
-        "norm-mlp": lambda: [nn.LayerNorm(width), linear, nn.GELU(), nn.Linear(hidden_size, hidden_size)],
-        "mlp": lambda: [linear, nn.GELU(), nn.Linear(hidden_size, hidden_size)],
-    }
-    if kind not in kinds:
-        raise ValueError(f"projector {kind!r} is unknown; expected one of {', '.join(kinds)}")
-    return nn.Sequential(*kinds[kind]())
+    match kind:
+        case "linear":
+            return nn.Sequential(linear)
+        case "residual":
+            return nn.Sequential(linear, ResidualBlock(hidden_size))
+        case "norm-mlp":
+            return nn.Sequential(nn.LayerNorm(width), linear, nn.GELU(), nn.Linear(hidden_size, hidden_size))
+        case "mlp":
+            return nn.Sequential(linear, nn.GELU(), nn.Linear(hidden_size, hidden_size))
+        case unknown:
+            raise BadInput(f"projector: {unknown!r} is unknown; expected {', '.join(get_args(Kind))}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, CLIPVisionConfig, CLIPVisionModelWithProjection, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from trisense.errors import BadInput
 from trisense.model.configuration import SenseOptions
 from trisense.model.projector import build_projector
 
@@ -21,20 +24,18 @@ class Sense(nn.Module):
         super().__init__()
         self.name = name
         self.options = options
-        encoder = AutoModel.from_config(encoder_config)
-        # The checkpoint of a speech model holds a text decoder as well; the sense is its encoder only.
-        self.encoder = encoder.get_encoder() if getattr(encoder.config, "is_encoder_decoder", False) else encoder
+        self.encoder = build_encoder(name, options, encoder_config)
         self.projector = build_projector(options.projector, options.width, hidden_size)
 
     def encode(self, values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Chosen features [N, S, E] of `pixel_values` [N, 3, H, W] or `input_features` [N, M, F].
 
-        mask: [N, F] bool, True on real frames; only for encoders that take one (`time_first`).
+        mask: [N, F], 1 or True on real frames; only for encoders that take one (`time_first`).
         """
         options = self.options
+        values = values.to(self.encoder.dtype)
         if options.select == "projected":
-            pooled = self.encoder.get_image_features(values)
-            return (pooled if isinstance(pooled, torch.Tensor) else pooled.pooler_output)[:, None]
+            return self.encoder(values).image_embeds[:, None]  # [N, 1, E]
         deep = options.layer != -1
         if options.time_first:
             out = self.encoder(values.transpose(1, 2), attention_mask=mask, output_hidden_states=deep)
@@ -42,9 +43,12 @@ class Sense(nn.Module):
             out = self.encoder(values, output_hidden_states=deep)
         if options.select == "pooled":
             return out.pooler_output.flatten(1)[:, None]  # [N, 1, E]
+        if deep and not -len(out.hidden_states) <= options.layer < len(out.hidden_states):
+            count = len(out.hidden_states)
+            raise BadInput(f"senses.{self.name}.layer: {options.layer} is not one of the {count} hidden states")
         features = out.hidden_states[options.layer] if deep else out.last_hidden_state
         if features.dim() == 4:  # a convolutional map [N, E, h, w], read row by row
-            features = features.flatten(2).transpose(1, 2)
+            return features.flatten(2).transpose(1, 2)
         return features[:, 1:] if options.select == "patches" else features  # [N, S, E]
 
     def lengths(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -63,14 +67,35 @@ class Sense(nn.Module):
     ) -> torch.Tensor:
         """Vectors for the placeholders of all media, in order, padding left out: [sum of lengths, D].
 
-        Pass either `values` (with `mask`) or `features` [N, S, E] of a frozen encoder, computed before, with `lengths` [N].
+        Pass either `values` (with `mask`) or `features` [N, S, E] of a frozen encoder, computed before, with `lengths`
+        [N] where they differ. Raises ValueError when both or neither are given.
         """
-        if features is None:
-            assert values is not None
+        if (values is None) == (features is None):
+            raise ValueError(f"{self.name}: give either what the encoder reads or features that it made before")
+        if values is not None:
             features = self.encode(values, mask)
+        features = cast(torch.Tensor, features)
+        if lengths is None:
             lengths = self.lengths(features, mask)
-        elif lengths is None:
-            lengths = self.lengths(features, None)
-        assert lengths is not None
         real = torch.arange(features.shape[1], device=features.device) < lengths[:, None]  # [N, S]
-        return self.projector(features[real])
+        return self.projector(features[real].to(next(self.projector.parameters()).dtype))
+
+
+def build_encoder(name: str, options: SenseOptions, config: PreTrainedConfig) -> PreTrainedModel:
+    """The encoder that a config describes, as the class of transformers that gives the chosen features.
+
+    Raises BadInput for a choice that this encoder cannot give.
+    """
+    if options.select == "projected":
+        if not isinstance(config, CLIPVisionConfig):
+            raise BadInput(f"senses.{name}.select: 'projected' needs a clip_vision_model, not {config.model_type!r}")
+        return CLIPVisionModelWithProjection(config)
+    if hasattr(config, "vision_config"):
+        raise BadInput(f"senses.{name}: {config.model_type!r} is more than an encoder; give its vision_config")
+    attends = hasattr(config, "num_attention_heads")
+    if options.select == "patches" and not attends:
+        raise BadInput(f"senses.{name}.select: 'patches' drops a CLS token, and a {config.model_type} has none")
+    # Without attention (ResNet) an encoder refuses every implementation but this, whatever the others are to use.
+    encoder = AutoModel.from_config(config, **({} if attends else {"attn_implementation": "eager"}))
+    # The checkpoint of a speech model holds a text decoder as well; the sense is its encoder only.
+    return encoder.get_encoder() if getattr(encoder.config, "is_encoder_decoder", False) else encoder

@@ -1,0 +1,147 @@
+"""From a design to a tokenizer, a processor and a model with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+
+from trisense.chat import Layout, Markers
+from trisense.errors import BadInput
+from trisense.model.build import build_model, build_processor, train_tokenizer
+from trisense.preprocess import AudioProcessor, ImageProcessor
+from trisense.recipe import Design
+
+TEXTS = ["the red cup stands left of the blue box", "who has the cup", "anna has the red cup"] * 3
+
+
+def design(**changes: Any) -> Design:
+    values = {
+        "text": {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        },
+        "vision": {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+        "audio": {
+            "model_type": "parakeet_encoder",
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 24,
+            "subsampling_conv_channels": 8,
+        },
+        "senses": {"image": {"width": 16}, "audio": {"width": 16, "time_first": True, "frames_per_token": 8}},
+        "placeholders": {"image": "<|image|>", "audio": "<|audio|>"},
+        "layout": Layout(question=Markers("<|q|>", ""), answer=Markers("<|a|>", "<|end|>")),
+        "pictures": ImageProcessor(height=32, width=32, crop=False, tokens=16),
+        "sounds": AudioProcessor(chunk_seconds=None, frames_per_token=8),
+        "vocabulary": 320,
+    }
+    return Design.model_validate(values | changes)
+
+
+def test_a_tokenizer_of_our_own_writes_everything():
+    tokenizer = train_tokenizer(TEXTS, design())
+    assert 256 < tokenizer.size <= 320
+    for text in ("the red cup", "Ünïcödé 🙂\n\ttabs", "<|end|> typed by a user"):
+        assert tokenizer.decode(tokenizer.plain(text)).strip() == text
+    special = {tokenizer.id(name) for name in ("<|q|>", "<|a|>", "<|end|>", "<|image|>", "<|audio|>")}
+    assert len(special) == 5 and None not in special
+    assert not special & set(tokenizer.plain("<|end|><|image|>"))
+
+
+def test_a_word_is_the_same_token_at_the_start_and_inside():
+    tokenizer = train_tokenizer(TEXTS, design())
+    assert tokenizer.plain("the red cup")[-1:] == tokenizer.plain("cup")
+
+
+def test_a_design_becomes_a_model_that_answers():
+    processor = build_processor(design(), train_tokenizer(TEXTS, design()))
+    torch.manual_seed(0)
+    model = build_model(design(), processor).eval()
+    config: Any = model.config
+    end = processor.tokenizer.id("<|end|>")
+    assert config.text_config.vocab_size == processor.tokenizer.size
+    assert (config.eos_token_id, config.pad_token_id) == (end, end)
+    assert config.placeholders == {
+        "image": processor.tokenizer.id("<|image|>"),
+        "audio": processor.placeholders["audio"],
+    }
+
+    prompt = processor.prompt(tiny_models.conversation())
+    pictures = [value for slot, value in zip(prompt.media, prompt.values) if slot.sense == "image"]
+    sounds = [value for slot, value in zip(prompt.media, prompt.values) if slot.sense == "audio"]
+    longest = max(sound.shape[1] for sound in sounds)
+    mels = torch.zeros(len(sounds), 80, longest)
+    mask = torch.zeros(len(sounds), longest, dtype=torch.bool)
+    for row, sound in enumerate(sounds):
+        mels[row, :, : sound.shape[1]] = torch.from_numpy(sound)
+        mask[row, : sound.shape[1]] = True
+    said: Any = model.generate(
+        torch.from_numpy(prompt.ids)[None],  # pyright: ignore[reportArgumentType]
+        pixel_values=torch.stack([torch.from_numpy(picture) for picture in pictures]),
+        input_features=mels,
+        input_features_mask=mask,
+        max_new_tokens=4,
+        do_sample=False,
+    )
+    assert said[0, : len(prompt.ids)].tolist() == prompt.ids.tolist()
+
+
+def test_the_same_seed_is_the_same_model():
+    processor = build_processor(design(), train_tokenizer(TEXTS, design()))
+    built = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        built.append(build_model(design(), processor).state_dict())
+    assert all(torch.equal(built[0][name], tensor) for name, tensor in built[1].items())
+
+
+def test_an_ear_from_nothing_keeps_its_signal():
+    """Two sounds leave the encoder as different as they came; with transformers' own weights they leave as one."""
+    processor = build_processor(design(), train_tokenizer(TEXTS, design()))
+    torch.manual_seed(0)
+    ear: Any = build_model(design(), processor).eval().senses["audio"]
+    mels = torch.randn(2, 80, 160)
+    with torch.no_grad():
+        woken = ear.encoder.subsampling(mels.transpose(1, 2)).std()
+        asleep = type(ear.encoder)(ear.encoder.config).eval().subsampling(mels.transpose(1, 2)).std()
+    assert woken > 0.1 > asleep
+
+
+def test_a_model_that_only_reads():
+    words = design(vision=None, audio=None, senses={}, placeholders={}, pictures=None, sounds=None)
+    model = build_model(words, build_processor(words, train_tokenizer(TEXTS, words)))
+    assert not len(model.senses)
+    assert model(input_ids=torch.tensor([[1, 2]])).logits.shape == (1, 2, model.config.text_config.vocab_size)
+
+
+BROKEN: dict[str, tuple[dict[str, Any], str]] = {
+    "no model type": ({"text": {"hidden_size": 32}}, "design.text: model_type None is not one that transformers knows"),
+    "an unknown model type": ({"vision": {"model_type": "eye"}}, "design.vision: model_type 'eye' is not one that"),
+    "an unknown option": ({"senses": {"image": {"width": 16, "colour": 1}}}, "senses.image: unknown key 'colour'"),
+    "no end of an answer": (
+        {"layout": Layout(answer=Markers("<|a|>", ""))},
+        "design.layout.answer.after: empty; an answer needs a token that ends it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_design_that_does_not_fit_is_refused(case: str):
+    changes, expected = BROKEN[case]
+    wrong = design(**changes)
+    with pytest.raises(BadInput, match=expected.replace("(", r"\(")):
+        build_model(wrong, build_processor(wrong, train_tokenizer(TEXTS, wrong)))
+
+
+def test_a_placeholder_must_be_a_token():
+    tokenizer = train_tokenizer(TEXTS, design())
+    with pytest.raises(BadInput, match=r"design.placeholders.image: '<\|eye\|>' is not a token of the tokenizer"):
+        build_processor(design(placeholders={"image": "<|eye|>"}), tokenizer)

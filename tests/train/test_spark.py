@@ -34,7 +34,7 @@ SMALL = (
     "world.turns=2",
     *(
         f"stages.{stage}.{option}"
-        for stage in ("see", "hear", "answer")
+        for stage in read("spark").stages
         for option in ("steps=4", "batch_size=4", "precision=float32", "warmup_steps=2", "save_every=2", "log_every=1")
     ),
 )
@@ -66,7 +66,7 @@ def test_from_nothing_to_a_folder_that_opens_exports_and_answers(
 ) -> None:
     from transformers import AutoModelForImageTextToText
 
-    for stage in ("see", "hear", "answer"):
+    for stage in small().stages:
         log = [json.loads(line) for line in (made / stage / "log.jsonl").read_text().splitlines()]
         assert all(np.isfinite(row.get("loss", 0)) for row in log)
     losses = [row["loss"] for row in log if "loss" in row]
@@ -107,7 +107,7 @@ def test_the_same_command_goes_on_and_then_does_nothing_again(
     monkeypatch.setattr(spark, "train", train_until_answer)
     with pytest.raises(OSError, match="disk gone"):
         train_spark(small(), stopped, "cpu", bank=made / "bank")
-    assert calls == ["see", "hear", "answer"]
+    assert calls == list(small().stages)
     assert not (stopped / "model").exists()
     monkeypatch.setattr(spark, "train", real)
     train_spark(small(), stopped, "cpu", bank=made / "bank")

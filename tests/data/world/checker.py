@@ -179,10 +179,16 @@ def _singular(plural: str) -> str:
 
 def _at(c: Checker, where: str) -> str:
     there = [thing for thing in c.see() if place(thing) == where]
-    if not there:
-        return "nothing"
-    assert len(there) == 1
-    thing = there[0]
+    assert len(there) < 2
+    return _name(there[0]) if there else "nothing"
+
+
+def _all(c: Checker) -> str:
+    """From the top down, each row from the left: by thirds of the picture."""
+    return ", ".join(map(_name, sorted(c.see(), key=lambda t: (int(3 * t.centre[1]), int(3 * t.centre[0])))))
+
+
+def _name(thing: Thing) -> str:
     if thing.kind in KINDS:
         return f"{thing.colour} {thing.kind}"
     return f"the number {NUMBERS[int(thing.text)]}" if thing.kind == "number" else f"the word {thing.text}"
@@ -262,8 +268,8 @@ _PHRASE = rf"({_NAMED}|the thing that (?:\w+|{_PERSON}) has|the (?:\w+ )?\w+)"
 _RULES = [
     (re.compile(pattern), answer)
     for pattern, answer in {
-        # about a sense as a whole: asked only when it is missing
-        r"What is in the picture\?": lambda c: str(c.see()),
+        # about a sense as a whole, most of them asked only when it is missing
+        r"(?:What is in the picture\?|Name the things in the picture\.|Describe the picture\.)": _all,
         r"(?:What does the text say|What is on the list)\?": lambda c: str(c.note()),
         r"(?:Where|What color) is the (\w+) in the picture\?": lambda c, name: str(c.shown(name)),
         # the picture

@@ -62,7 +62,7 @@ def test_every_answer_is_what_naive_logic_gives(asked: list[tuple[Context, Quest
 
 def test_every_kind_of_question_is_asked(asked: list[tuple[Context, Question]]) -> None:
     tasks = Counter(question.task for _, question in asked)
-    assert len(tasks) == 37, sorted(tasks)
+    assert len(tasks) >= 37, sorted(tasks)
     senses = Counter(question.senses for _, question in asked)
     assert set(senses) == {*QUESTIONS, ()}
     yes_and_no = Counter(question.answer for _, question in asked if question.answer in ("yes", "no"))

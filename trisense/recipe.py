@@ -61,10 +61,11 @@ class World(_Options):
 
 
 class Stage(_Options):
-    """One stage of training. `learns` says what: `see` and `hear` warm an encoder up, `answer` trains projectors and
+    """One stage of training. `learns` says what: `see` and `hear` warm an encoder up, `align` teaches the
+    projectors the language model's words, `answer` trains projectors and
     language model on the encoders' frozen features."""
 
-    learns: Literal["see", "hear", "answer"]
+    learns: Literal["see", "hear", "align", "answer"]
     steps: Positive
     batch_size: Positive = 32
     accumulate: Positive = 1

@@ -1,7 +1,8 @@
 """`trisense train spark`: from nothing to a model that answers, in one command.
 
 Tokenizer -> bank of pictures and sounds -> `see` and `hear` warm the encoders up -> their features, computed once ->
-`answer` trains projectors and language model on conversations about the world. Every part is kept in the run's folder
+`align` teaches the projectors the language model's words -> `answer` trains projectors and language model on
+conversations about the world. Every part is kept in the run's folder
 and not made again, so the same command continues a run that was stopped.
 """
 
@@ -11,7 +12,8 @@ import json
 import os
 import random
 from collections.abc import Iterator
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +32,7 @@ from trisense.model.senses import Sense
 from trisense.prompt import Processor, Prompt
 from trisense.recipe import Recipe, Stage
 from trisense.tokens import TextTokenizer
+from trisense.train.align import Align, Words, align_batch
 from trisense.train.loop import train
 from trisense.train.warmup import (
     Hear,
@@ -92,13 +95,34 @@ def train_spark(recipe: Recipe, out: Path, device: str = "auto", seed: int = 0, 
     )
     torch.manual_seed(seed)
     model = build_model(recipe.design, processor)
-    steps = {"see": _see, "hear": _hear, "answer": _answer}
+    hear = Hear(sense_of(model, "audio"), processor.tokenizer.size)
+    run = Run(recipe, processor, media, model, hear, out, device, seed)
+    steps = {"see": _see, "hear": _hear, "align": _align, "answer": _answer}
     for name, stage in recipe.stages.items():
-        steps[stage.learns](model, processor, media, recipe, stage, out / name, device, seed)
+        steps[stage.learns](run, stage, out / name)
     folder = out / "model"
     model.save_pretrained(folder)
     processor.save(folder)
     return folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage works on. `hear` holds the head that names what is heard, for `align`."""
+
+    recipe: Recipe
+    processor: Processor
+    bank: Bank
+    model: TrisenseForConditionalGeneration
+    hear: Hear
+    out: Path
+    device: str
+    seed: int
+
+    @cached_property
+    def features(self) -> Features:
+        """Asked for when the encoders have learned what they will."""
+        return frozen_features(self.model, self.processor, self.bank, self.out / "features.npz")
 
 
 def _same_run(card: Path, recipe: Recipe, seed: int) -> None:
@@ -129,71 +153,60 @@ def held_back(count: int, what: str) -> tuple[int, np.ndarray]:
     return pool, np.arange(pool, count)
 
 
-def _see(
-    model: TrisenseForConditionalGeneration,
-    processor: Processor,
-    bank: Bank,
-    recipe: Recipe,
-    stage: Stage,
-    out: Path,
-    device: str,
-    seed: int,
-) -> None:
-    image = processor.image
+def _see(run: Run, stage: Stage, out: Path) -> None:
+    bank, image = run.bank, run.processor.image
     assert image
     pool, held = held_back(len(bank.scenes), "pictures")
 
     def batch_at(number: int) -> Batch:
-        rng = np.random.default_rng((seed, 1, number))
+        rng = np.random.default_rng((run.seed, 1, number))
         return picture_batch(bank, rng.integers(0, pool, stage.batch_size), image)
 
-    learner = See(sense_of(model, "image"))
+    learner = See(sense_of(run.model, "image"))
     train(
         learner,
         batch_at,
         stage,
         out,
-        device=device,
-        seed=seed,
+        device=run.device,
+        seed=run.seed,
         evaluate=lambda m: picture_accuracy(m, bank, held, image),
     )
 
 
-def _hear(
-    model: TrisenseForConditionalGeneration,
-    processor: Processor,
-    bank: Bank,
-    recipe: Recipe,
-    stage: Stage,
-    out: Path,
-    device: str,
-    seed: int,
-) -> None:
-    words = processor.tokenizer
+def _hear(run: Run, stage: Stage, out: Path) -> None:
+    bank, words = run.bank, run.processor.tokenizer
     pool, held = held_back(len(bank.utterances), "utterances")
 
     def batch_at(number: int) -> Batch:
-        rng = np.random.default_rng((seed, 2, number))
+        rng = np.random.default_rng((run.seed, 2, number))
         return sound_batch(bank, rng.integers(0, pool, stage.batch_size), words, rng)
 
-    learner = Hear(sense_of(model, "audio"), words.size)
     train(
-        learner, batch_at, stage, out, device=device, seed=seed, evaluate=lambda m: sound_accuracy(m, bank, held, words)
+        run.hear,
+        batch_at,
+        stage,
+        out,
+        device=run.device,
+        seed=run.seed,
+        evaluate=lambda m: sound_accuracy(m, bank, held, words),
     )
 
 
-def _answer(
-    model: TrisenseForConditionalGeneration,
-    processor: Processor,
-    bank: Bank,
-    recipe: Recipe,
-    stage: Stage,
-    out: Path,
-    device: str,
-    seed: int,
-) -> None:
-    features = frozen_features(model, processor, bank, out.parent / "features.npz")
-    feed = Feed(bank, features, recipe.world, seed)
+def _align(run: Run, stage: Stage, out: Path) -> None:
+    assert run.processor.image
+    words = Words(run.model, run.hear, run.processor.tokenizer, round(run.processor.image.tokens**0.5))
+
+    def batch_at(number: int) -> Batch:
+        rng = np.random.default_rng((run.seed, 3, number))
+        return align_batch(run.bank, run.features, words, rng, stage.batch_size)
+
+    train(Align(run.model), batch_at, stage, out, device=run.device, seed=run.seed)
+
+
+def _answer(run: Run, stage: Stage, out: Path) -> None:
+    model, processor = run.model, run.processor
+    feed = Feed(run.bank, run.features, run.recipe.world, run.seed)
     for name in model.senses:
         sense_of(model, name).encoder.requires_grad_(False)
 
@@ -204,7 +217,7 @@ def _answer(
             (feed.prompt(n, processor) for n in range(first, first + WINDOW * size)), key=lambda prompt: len(prompt.ids)
         )
         batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        random.Random(f"{seed}/{window}").shuffle(batches)
+        random.Random(f"{run.seed}/{window}").shuffle(batches)
         return batches
 
     def batch_at(number: int) -> Batch:
@@ -216,8 +229,8 @@ def _answer(
         batch_at,
         stage,
         out,
-        device=device,
-        seed=seed,
+        device=run.device,
+        seed=run.seed,
         evaluate=lambda m: answer_accuracy(m, processor, feed, held),
         sample=lambda m: answer_samples(m, processor, feed, held[:4]),
     )

@@ -22,6 +22,7 @@ from trisense.data.world.joined import (
 )
 from trisense.data.world.single import (
     Question,
+    ask_all,
     ask_colour,
     ask_count,
     ask_drawn,
@@ -62,6 +63,7 @@ def ask_missing_sense(rng: random.Random, c: Context) -> Question | None:
 Ask = Callable[[random.Random, Context], Question | None]
 QUESTIONS: dict[tuple[str, ...], dict[Ask, float]] = {
     ("image",): {
+        ask_all: 1.5,
         ask_colour: 2,
         ask_place: 2,
         ask_where: 2,

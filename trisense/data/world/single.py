@@ -100,6 +100,13 @@ def ask_place(rng: random.Random, c: Context) -> Question | None:
     return Question(form.format(thing.place), _shown_as(thing), ("image",), "place")
 
 
+def ask_all(rng: random.Random, c: Context) -> Question | None:
+    assert c.scene
+    text = rng.choice(("What is in the picture?", "Name the things in the picture.", "Describe the picture."))
+    in_order = sorted(c.scene.things, key=lambda thing: (thing.row, thing.column))
+    return Question(text, ", ".join(_shown_as(thing) for thing in in_order), ("image",), "all")
+
+
 def ask_where(rng: random.Random, c: Context) -> Question | None:
     form = rng.choice(("Where is the {}?", "Where in the picture is the {}?"))
     if rng.random() < 0.12:

@@ -1,0 +1,94 @@
+"""Aligning: the projectors learn to write what a feature vector holds in the language model's own words.
+
+A picture's cell with a red cup becomes the sum of the embeddings of ` red`, ` cup`, its size and its place; a moment of
+speech becomes the embedding of the word that CTC hears in it. What the language model then learns about words in a text
+(find the same word again, say what stands beside it) works on pictures and sounds from the start.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutput
+
+from trisense.data.batches import Batch
+from trisense.data.world.bank import Bank
+from trisense.data.world.facts import NUMBERS, place_name
+from trisense.data.world.feed import Features
+from trisense.model.modeling import TrisenseForConditionalGeneration
+from trisense.tokens import TextTokenizer
+from trisense.train.warmup import CELL, Hear, cell_targets
+
+# Letters: N vectors, S feature vectors of one picture, E width of an encoder, D width of the language model, K targets.
+
+
+class Align(nn.Module):
+    """The projectors of a model and, as targets, sums of its own word embeddings."""
+
+    def __init__(self, model: TrisenseForConditionalGeneration):
+        super().__init__()
+        self.projectors = nn.ModuleDict({name: sense.projector for name, sense in model.senses.items()})
+
+    def forward(
+        self,
+        image_features: torch.Tensor,
+        image_words: torch.Tensor,
+        image_weights: torch.Tensor,
+        audio_features: torch.Tensor,
+        audio_words: torch.Tensor,
+        num_items_in_batch: torch.Tensor,
+    ) -> CausalLMOutput:
+        """features [N, E] and words [N, D] of each sense; image_weights [N] lifts the few cells that hold something."""
+        image = (self.projectors["image"](image_features).float() - image_words).square().mean(-1)  # [N]
+        audio = (self.projectors["audio"](audio_features).float() - audio_words).square().mean(-1)  # [N]
+        return CausalLMOutput(loss=((image * image_weights).sum() + audio.sum()) / num_items_in_batch)
+
+
+class Words:
+    """Embeddings of the words that a cell of a picture, or a moment of an utterance, stands for."""
+
+    def __init__(self, model: TrisenseForConditionalGeneration, hear: Hear, tokenizer: TextTokenizer, side: int):
+        table = model.get_input_embeddings().weight.detach().float().cpu()  # [V, D]
+
+        def embed(words: str) -> torch.Tensor:
+            return table[tokenizer.plain(words)].sum(0)
+
+        nothing = torch.zeros_like(table[0])
+        spoken = {str(digit): word for digit, word in enumerate(NUMBERS)}
+        self.cells = [
+            torch.stack([nothing, *(embed(spoken.get(value, value)) for value in values)]) for values in CELL.values()
+        ]
+        thirds = [(row * 3 // side, column * 3 // side) for row in range(side) for column in range(side)]
+        self.places = torch.stack([embed(place_name(*third)) for third in thirds])  # [S, D]
+        self.empty = embed("nothing")
+        self.table = torch.cat([table, nothing[None]])  # the last row is CTC's blank
+        self.head = hear.head
+
+    def of_cells(self, cells: torch.Tensor) -> torch.Tensor:
+        """classes [.., S, K] -> [.., S, D]."""
+        words = self.places + sum(table[cells[..., target]] for target, table in enumerate(self.cells))
+        return torch.where(cells[..., :1] > 0, words, self.empty)
+
+    @torch.inference_mode()
+    def of_sounds(self, features: torch.Tensor) -> torch.Tensor:
+        """features [N, E] -> [N, D]: the word that the head of `hear` finds in each, nothing where it finds none."""
+        device = self.head.weight.device
+        return self.table[self.head(features.to(device)).argmax(-1).cpu()].clone()
+
+
+def align_batch(bank: Bank, features: Features, words: Words, rng: np.random.Generator, size: int) -> Batch:
+    """`size` pictures and as many utterances of a bank, their vectors one after the other."""
+    pictures, side = rng.integers(0, len(bank.scenes), size), round(features.images.shape[1] ** 0.5)
+    cells = torch.from_numpy(np.stack([cell_targets(bank.scenes[i], side)[0] for i in pictures]))  # [size, S, K]
+    heard = [features.audio(int(i)) for i in rng.integers(0, len(bank.utterances), size)]
+    sounds = torch.from_numpy(np.concatenate(heard).astype(np.float32))
+    weights = torch.where(cells[..., 0] > 0, 10.0, 1.0).flatten()
+    inputs = {
+        "image_features": torch.from_numpy(features.images[pictures].astype(np.float32)).flatten(0, 1),
+        "image_words": words.of_cells(cells).flatten(0, 1),
+        "image_weights": weights,
+        "audio_features": sounds,
+        "audio_words": words.of_sounds(sounds),
+    }
+    return Batch(inputs, items=len(weights) + len(sounds))

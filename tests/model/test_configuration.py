@@ -131,4 +131,5 @@ def test_what_generate_asks_for_is_the_language_models_own():
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (5, 6, 7)
     assert config.tie_word_embeddings
     assert config.get_text_config(decoder=True) is text
-    assert TrisenseConfig(text_config=text, eos_token_id=9).eos_token_id == 9
+    own = parts(text_config=text, senses={}, placeholders={}, eos_token_id=9)
+    assert TrisenseConfig(**own).eos_token_id == 9

@@ -30,7 +30,8 @@ from trisense.model import TrisenseConfig, TrisenseForConditionalGeneration, Tri
 IMAGE, AUDIO = 256, 257
 
 
-def close(actual: torch.Tensor, expected: torch.Tensor, within: float = 1e-5) -> None:
+def close(actual: torch.Tensor, expected: torch.Tensor, within: float = 2e-5) -> None:
+    """Equal up to float32 sums in another order, which differs with batch, padding and number of threads."""
     torch.testing.assert_close(actual, expected, rtol=0.0, atol=within)
 
 
@@ -120,9 +121,9 @@ def test_llava_has_the_same_loss():
     labels = labels.masked_fill((labels == IMAGE) | (batch["attention_mask"] == 0), -100)
     with torch.no_grad():
         ours, theirs = model()(**batch, labels=labels).loss, llava()(**batch, labels=labels).loss
-        close(ours, theirs)
+        close(ours, theirs, within=1e-5)
         ours, theirs = (m(**batch, labels=labels, num_items_in_batch=7).loss for m in (model(), llava()))
-        close(ours, theirs)
+        close(ours, theirs, within=1e-5)
 
 
 # What is spliced in, and where

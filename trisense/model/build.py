@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import cast
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
@@ -66,7 +67,28 @@ def build_model(design: Design, processor: Processor) -> TrisenseForConditionalG
     model = TrisenseForConditionalGeneration(config)
     if "audio" in model.senses:
         _wake(cast(Sense, model.senses["audio"]).encoder)
+    _look_alike(model.language_model)
     return model
+
+
+def _look_alike(language_model: nn.Module) -> None:
+    """Attention that begins by looking for tokens like its own and copying what it finds (after mimetic
+    initialisation, Trockman & Kolter 2023): keys as queries, outputs as transposed values.
+
+    To find a word again, in a text, a picture or a sound, is the first step of nearly every answer, and random weights
+    need long to come upon it. A language model with other names or grouped keys keeps its own weights.
+    """
+    for module in language_model.modules():
+        found = [getattr(module, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+        weights = [part.weight for part in found if isinstance(part, nn.Linear)]
+        if len(weights) < 4:
+            continue
+        query, key, value, output = weights
+        with torch.no_grad():
+            if query.shape == key.shape:
+                key.copy_(query)
+            if output.shape == value.T.shape:
+                output.copy_(value.T)
 
 
 def _wake(encoder: nn.Module) -> None:

@@ -7,6 +7,8 @@ speech becomes the embedding of the word that CTC hears in it. What the language
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from torch import nn
@@ -17,6 +19,7 @@ from trisense.data.world.bank import Bank
 from trisense.data.world.facts import NUMBERS, place_name
 from trisense.data.world.feed import Features
 from trisense.model.modeling import TrisenseForConditionalGeneration
+from trisense.model.senses import Sense
 from trisense.tokens import TextTokenizer
 from trisense.train.warmup import CELL, Hear, cell_targets
 
@@ -28,7 +31,8 @@ class Align(nn.Module):
 
     def __init__(self, model: TrisenseForConditionalGeneration):
         super().__init__()
-        self.projectors = nn.ModuleDict({name: sense.projector for name, sense in model.senses.items()})
+        senses = {name: cast(Sense, sense) for name, sense in model.senses.items()}
+        self.projectors = nn.ModuleDict({name: sense.projector for name, sense in senses.items()})
 
     def forward(
         self,
@@ -49,7 +53,7 @@ class Words:
     """Embeddings of the words that a cell of a picture, or a moment of an utterance, stands for."""
 
     def __init__(self, model: TrisenseForConditionalGeneration, hear: Hear, tokenizer: TextTokenizer, side: int):
-        table = model.get_input_embeddings().weight.detach().float().cpu()  # [V, D]
+        table = cast(nn.Embedding, model.get_input_embeddings()).weight.detach().float().cpu()  # [V, D]
 
         def embed(words: str) -> torch.Tensor:
             return table[tokenizer.plain(words)].sum(0)
@@ -57,12 +61,12 @@ class Words:
         nothing = torch.zeros_like(table[0])
         spoken = {str(digit): word for digit, word in enumerate(NUMBERS)}
         self.cells = [
-            torch.stack([nothing, *(embed(spoken.get(value, value)) for value in values)]) for values in CELL.values()
+            torch.stack([nothing, *(embed(spoken.get(value) or value) for value in values)]) for values in CELL.values()
         ]
         thirds = [(row * 3 // side, column * 3 // side) for row in range(side) for column in range(side)]
         self.places = torch.stack([embed(place_name(*third)) for third in thirds])  # [S, D]
         self.empty = embed("nothing")
-        self.table = torch.cat([table, nothing[None]])  # the last row is CTC's blank
+        self.table = torch.cat([table, self.empty[None]])  # the last row is CTC's blank
         self.head = hear.head
 
     def of_cells(self, cells: torch.Tensor) -> torch.Tensor:
@@ -72,7 +76,7 @@ class Words:
 
     @torch.inference_mode()
     def of_sounds(self, features: torch.Tensor) -> torch.Tensor:
-        """features [N, E] -> [N, D]: the word that the head of `hear` finds in each, nothing where it finds none."""
+        """features [N, E] -> [N, D]: the word that the head of `hear` finds in each, `nothing` where it finds none."""
         device = self.head.weight.device
         return self.table[self.head(features.to(device)).argmax(-1).cpu()].clone()
 

@@ -145,3 +145,27 @@ def test_a_placeholder_must_be_a_token():
     tokenizer = train_tokenizer(TEXTS, design())
     with pytest.raises(BadInput, match=r"design.placeholders.image: '<\|eye\|>' is not a token of the tokenizer"):
         build_processor(design(placeholders={"image": "<|eye|>"}), tokenizer)
+
+
+def test_attention_begins_by_looking_for_its_like():
+    """The same word twice in a text of different words: its second place attends more to its first than to the rest."""
+    processor = build_processor(design(), train_tokenizer(TEXTS, design()))
+    torch.manual_seed(0)
+    built = build_model(design(), processor)
+    built.language_model.set_attn_implementation("eager")
+    ids = torch.tensor([[40, 50, 60, 70, 80, 90, 50]])
+    with torch.no_grad():
+        seen = built(input_ids=ids, output_attentions=True).attentions[0][0, :, -1]  # [heads, T]
+    assert (seen[:, 1] > seen[:, [0, 2, 3, 4, 5]].max(1).values).all()
+
+
+def test_grouped_keys_keep_their_own_weights():
+    text = {**design().text, "num_key_value_heads": 1}
+    grouped = design(text=text)
+    torch.manual_seed(0)
+    attention = (
+        build_model(grouped, build_processor(grouped, train_tokenizer(TEXTS, grouped)))
+        .language_model.model.layers[0]
+        .self_attn
+    )
+    assert attention.k_proj.weight.shape != attention.q_proj.weight.shape

@@ -87,7 +87,7 @@ def score(assistant: Assistant, questions: Iterable[Sample]) -> tuple[Share, lis
     return Share(count - len(wrong), count), wrong
 
 
-def world(model: str | os.PathLike[str] = "spark", n: int = 400, seed: int = 1, device: str | None = None) -> Table:
+def world(model: str | os.PathLike[str] = "spark", n: int = 300, seed: int = 1, device: str | None = None) -> Table:
     """Exact answers of a model on `n` held-out samples of the world for every row and column of the table."""
     assistant = Assistant.from_pretrained(model, device)
     shares: dict[str, dict[Group, Share]] = {}

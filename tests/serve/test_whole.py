@@ -21,19 +21,10 @@ from parrot import serving
 import trisense.serve
 from trisense.assistant.assistant import Assistant
 from trisense.chat import Conversation
-from trisense.engines import PACKAGED
 from trisense.errors import BadInput
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "tiny",
-        pytest.param(
-            "spark", marks=pytest.mark.skipif(not PACKAGED.is_dir(), reason="this copy of the package has no model")
-        ),
-    ],
-)
+@pytest.fixture(scope="module", params=["tiny", "spark"])
 def opened(request: pytest.FixtureRequest) -> Iterator[tuple[Assistant, openai.OpenAI]]:
     """An assistant, and a client of a server over it."""
     assistant = Assistant.from_pretrained(tiny_models.exported() if request.param == "tiny" else "spark")

@@ -34,13 +34,15 @@ PROCESSOR_CLASS = "TrisenseProcessor"
 class Prompt:
     """ids: int64 [T]. mask: bool [T], True where supervised. `values[i]` is what the encoder of `media[i]` reads.
 
-    That is float32 pixel_values [3, H, W] of a picture or input_features [M, F] of a sound.
+    That is float32 pixel_values [3, H, W] of a picture or input_features [M, F] of a sound. `branches`: int64 [T] in a
+    prompt that `trisense.data.batches.fan` made of several: 0 where all begin alike, k where the k-th goes on.
     """
 
     ids: np.ndarray
     mask: np.ndarray
     media: tuple[Slot, ...]
     values: tuple[np.ndarray, ...]
+    branches: np.ndarray | None = None
 
 
 class _Config(BaseModel):

@@ -51,19 +51,21 @@ class Design(_Options):
 class World(_Options):
     """How much of the small world is drawn and spoken before training; questions about it are made as they are needed.
 
-    turns: questions asked in one conversation. present: chance of each sense to be part of a context.
+    turns: questions asked about one context. follow_up: chance that a question continues the conversation of the one
+    before it; otherwise it is asked alone. present: chance of each sense to be part of a context.
     """
 
     pictures: Positive = 60_000
     utterances: Positive = 30_000
     turns: Positive = 8
+    follow_up: Annotated[float, Field(ge=0, le=1)] = 0.2
     present: dict[Literal["image", "audio", "text"], float] = {"image": 0.85, "audio": 0.75, "text": 0.7}
 
 
 class Stage(_Options):
     """One stage of training. `learns` says what: `see` and `hear` warm an encoder up, `align` teaches the
-    projectors the language model's words, `answer` trains projectors and
-    language model on the encoders' frozen features."""
+    projectors the language model's words, `answer` trains projectors and language model on the encoders' frozen
+    features."""
 
     learns: Literal["see", "hear", "align", "answer"]
     steps: Positive

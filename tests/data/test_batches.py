@@ -8,7 +8,7 @@ import tiny_models
 import torch
 
 from trisense.chat import Audio, Image, Text
-from trisense.data.batches import Batch, collate
+from trisense.data.batches import Batch, collate, fan
 from trisense.data.world.feed import converse, featured
 from trisense.data.world.single import Question
 from trisense.prompt import Prompt
@@ -120,3 +120,75 @@ def test_a_conversation_without_a_question_costs_nothing(model, prompts: list[Pr
     expected, expected_gradients = gradient(model, prompts, items)
     assert loss == pytest.approx(expected, abs=1e-5)
     torch.testing.assert_close(gradients, expected_gradients, atol=1e-4, rtol=1e-4)
+
+
+# --- many questions about one context --------------------------------------------------------------------------------
+
+
+def alone(pictures: int, sounds: int, chats: list[list[str]]) -> list[Prompt]:
+    """One prompt for each list of questions, all about the very same media and text."""
+    rng = np.random.default_rng(5)
+    context = (
+        *(Image(image=rng.normal(size=(16, WIDTH)).astype(np.float16)) for _ in range(pictures)),
+        *(Audio(audio=rng.normal(size=(3 + n, WIDTH)).astype(np.float16)) for n in range(sounds)),
+        Text(text="Anna has the red cup."),
+    )
+    asked = [[Question(text, WORDS[len(text) % len(WORDS)], ()) for text in chat] for chat in chats]
+    return [featured(converse(context, questions), tiny_models.processor()) for questions in asked]
+
+
+CHATS = [["Where is it?"], ["What is it?", "Who has the cup?"], ["Where is the cup of Anna?"], ["Is it red?"]]
+
+
+@pytest.mark.parametrize(("pictures", "sounds"), [(1, 1), (0, 2), (2, 0), (0, 0)])
+def test_in_a_fan_every_question_is_answered_as_if_alone(model, pictures: int, sounds: int) -> None:
+    prompts = alone(pictures, sounds, CHATS)
+    one = fan(prompts)
+    assert len(one.ids) < sum(len(prompt.ids) for prompt in prompts)
+    other = prompt(1, 0, 1, 2)  # a row without branches beside it
+    with torch.inference_mode():
+        together = model(**collate([one, other]).inputs).logits
+        apart = torch.cat([model(**collate([single]).inputs).logits for single in (*prompts, other)])
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+
+
+def test_a_fan_shares_what_is_alike_and_nothing_else() -> None:
+    prompts = alone(1, 1, CHATS)
+    one = fan(prompts)
+    assert one.branches is not None
+    shared = int((one.branches == 0).sum())
+    for number, single in enumerate(prompts, 1):
+        kept = (one.branches == 0) | (one.branches == number)
+        assert one.ids[kept].tolist() == single.ids.tolist()
+        assert one.mask[kept].tolist() == single.mask.tolist()
+    assert len({int(single.ids[shared]) for single in prompts}) > 1, "it is shared as far as it can be"
+    assert one.mask.sum() == sum(single.mask.sum() for single in prompts)
+
+
+def test_who_sees_whom_is_what_a_naive_loop_says() -> None:
+    rows = [fan(alone(0, 1, CHATS)), prompt(2, 1, 0, 2)]
+    inputs = collate(rows).inputs
+    for row, one in enumerate(rows):
+        branches = one.branches if one.branches is not None else np.zeros(len(one.ids), int)
+        for here in range(len(branches)):
+            seen = [there for there in range(here + 1) if branches[there] in (0, branches[here])]
+            assert np.flatnonzero(inputs["attention_mask"][row, 0, here]).tolist() == seen
+            assert int(inputs["position_ids"][row, here]) == len(seen) - 1
+
+
+def test_a_fan_of_one_is_the_prompt_itself(model) -> None:
+    (single,) = alone(1, 0, [["Where is it?", "Who?"]])
+    one = fan([single])
+    assert one.ids.tolist() == single.ids.tolist()
+    with torch.inference_mode():
+        losses = [float(model(**collate([given]).inputs).loss) for given in (one, single)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_a_fan_is_about_one_context() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        fan([])
+    with pytest.raises(ValueError, match="same media"):
+        fan([prompt(0, 1, 0, 1), prompt(2, 1, 0, 1)])
+    with pytest.raises(ValueError, match="same media"):
+        fan([*alone(1, 0, [["Where?"]]), *alone(0, 1, [["Where?"]])])

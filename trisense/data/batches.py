@@ -25,12 +25,46 @@ class Batch:
         return Batch({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.items)
 
 
+def fan(prompts: Sequence[Prompt]) -> Prompt:
+    """Prompts that begin with the same media and text as one: the beginning once, then how each of them goes on.
+
+    No continuation sees another, and each keeps its positions, so the model computes for every prompt what it would
+    compute for it alone, at a fraction of the cost (`collate` makes the attention mask of it). Many questions about one
+    context are learned so: in one long conversation a later question is answered by an earlier answer, and nothing is
+    learned about the context.
+
+    Raises ValueError for no prompt, or for prompts that do not share all their media.
+    """
+    if not prompts:
+        raise ValueError("a fan needs at least one prompt")
+    first = prompts[0]
+    unsupervised = min(int(np.argmax(np.append(prompt.mask, True))) for prompt in prompts)
+    beginnings = np.stack([prompt.ids[:unsupervised] for prompt in prompts])
+    shared = int(np.argmin(np.append((beginnings == first.ids[:unsupervised]).all(0), False)))
+    slots = [(slot.sense, slot.start, slot.length) for slot in first.media]
+    for prompt in prompts:
+        same = [(slot.sense, slot.start, slot.length) for slot in prompt.media] == slots
+        if not same or any(a is not b for a, b in zip(prompt.values, first.values, strict=True)):
+            raise ValueError("the prompts of a fan are about the same media")
+    if any(start + length > shared for _, start, length in slots):
+        raise ValueError("the prompts of a fan differ only after their media")
+    parts = [np.arange(shared), *(np.arange(shared, len(prompt.ids)) for prompt in prompts)]
+    return Prompt(
+        ids=np.concatenate([first.ids[:shared], *(prompt.ids[shared:] for prompt in prompts)]),
+        mask=np.concatenate([first.mask[:shared], *(prompt.mask[shared:] for prompt in prompts)]),
+        media=first.media,
+        values=first.values,
+        branches=np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
+    )
+
+
 def collate(prompts: Sequence[Prompt]) -> Batch:
     """Pads prompts on the right and gathers their media's frozen features.
 
     Each `values[i]` of a prompt is the features [S, E] of its medium i, computed before by a frozen encoder. Gives
     input_ids, attention_mask, labels (-100 where nothing is supervised), all [B, T] int64; image_features [N, S, E];
-    audio_features [N, S, E] padded with zeros, audio_lengths [N].
+    audio_features [N, S, E] padded with zeros, audio_lengths [N]. Where a prompt is a fan, attention_mask is bool
+    [B, 1, T, T], True where a row may look at a column, and position_ids [B, T] come with it.
     """
     longest = max(len(prompt.ids) for prompt in prompts)
     ids = np.zeros((len(prompts), longest), np.int64)  # [B, T]
@@ -42,6 +76,8 @@ def collate(prompts: Sequence[Prompt]) -> Batch:
         attention[row, :length] = 1
         labels[row, :length] = np.where(prompt.mask, prompt.ids, -100)
     inputs: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": attention, "labels": labels}
+    if any(prompt.branches is not None for prompt in prompts):
+        inputs |= _branched(prompts, longest)
     for sense in ("image", "audio"):
         features = [
             values
@@ -61,3 +97,20 @@ def collate(prompts: Sequence[Prompt]) -> Batch:
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     # The first position predicts nothing, so a label there is no item; layouts never supervise it.
     return Batch(tensors, items=int((labels[:, 1:] != -100).sum()))
+
+
+def _branched(prompts: Sequence[Prompt], longest: int) -> dict[str, np.ndarray]:
+    """Who sees whom, and who stands where, in rows of which some are fans; padding sees and is seen by padding only."""
+    branches = np.full((len(prompts), longest), -1)  # [B, T]
+    positions = np.zeros_like(branches)
+    for row, prompt in enumerate(prompts):
+        length = len(prompt.ids)
+        own = np.zeros(length, np.int64) if prompt.branches is None else prompt.branches
+        branches[row, :length] = own
+        shared = int((own == 0).sum())
+        # A branch starts where its number first appears; it goes on from the shared beginning.
+        starts = np.searchsorted(own, own)
+        positions[row, :length] = np.arange(length) - np.where(own > 0, starts - shared, 0)
+    of_row, of_column = branches[:, :, None], branches[:, None, :]
+    sees = np.tril(np.ones((longest, longest), np.bool_)) & ((of_row == of_column) | ((of_column == 0) & (of_row >= 0)))
+    return {"attention_mask": sees[:, None], "position_ids": positions}

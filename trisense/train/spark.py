@@ -1,9 +1,9 @@
 """`trisense train spark`: from nothing to a model that answers, in one command.
 
 Tokenizer -> bank of pictures and sounds -> `see` and `hear` warm the encoders up -> their features, computed once ->
-`align` teaches the projectors the language model's words -> `answer` trains projectors and language model on
-conversations about the world. Every part is kept in the run's folder
-and not made again, so the same command continues a run that was stopped.
+`align` teaches the projectors the language model's words -> `answer` trains projectors and language model on questions
+about the world. Every part is kept in the run's folder and not made again, so the same command continues a run that was
+stopped.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ def answer_accuracy(
         hits = torch.ones_like(labels, dtype=torch.bool)
         hits[labels != -100] = logits.argmax(-1) == labels[labels != -100]
         for row, number in enumerate(part):
-            questions = feed.conversation(number)[1]
+            questions = feed.questions(number)
             if not questions:  # now and then nothing that was tried fits the context
                 continue
             supervised = np.flatnonzero(prompts[row].mask)
@@ -311,7 +311,7 @@ def answer_samples(
     lines = []
     for number in numbers:
         prompt = feed.prompt(number, processor)
-        questions = feed.conversation(number)[1]
+        questions = feed.questions(number)
         if not questions:
             continue
         question = questions[0]
@@ -320,7 +320,7 @@ def answer_samples(
         media = {
             name: t.to(device)
             for name, t in batch.inputs.items()
-            if name not in ("input_ids", "attention_mask", "labels")
+            if name not in ("input_ids", "attention_mask", "position_ids", "labels")
         }
         ids = cast(torch.LongTensor, batch.inputs["input_ids"][:, :length].to(device))
         said = model.generate(ids, **media, max_new_tokens=24, do_sample=False)[0, length:]

@@ -43,43 +43,47 @@ def said(conversation: Conversation) -> list[tuple[str, object]]:
     return values
 
 
-def test_a_conversation_is_the_same_in_any_order() -> None:
+def all_said(source: Feed, number: int) -> list[list[tuple[str, object]]]:
+    return [said(conversation) for conversation, _ in source.conversations(number)]
+
+
+def test_conversations_are_the_same_in_any_order() -> None:
     there, back = feed(), feed()
-    forward = [said(there.conversation(number)[0]) for number in range(30)]
-    backward = [said(back.conversation(number)[0]) for number in reversed(range(30))]
+    forward = [all_said(there, number) for number in range(30)]
+    backward = [all_said(back, number) for number in reversed(range(30))]
     assert forward == backward[::-1]
-    assert said(there.conversation(7)[0]) == forward[7]
+    assert all_said(there, 7) == forward[7]
     assert len({str(one) for one in forward}) == 30
-    assert forward != [said(feed(seed=1).conversation(number)[0]) for number in range(30)]
+    assert forward != [all_said(feed(seed=1), number) for number in range(30)]
 
 
 def test_answers_are_true_of_the_media_that_are_given() -> None:
     """From the parts alone: the features tell which picture and which voice of the bank they are."""
     source, questions_seen = feed(), 0
     for number in range(400):
-        conversation, questions = source.conversation(number)
-        naive = Checker()
-        *context, _ = conversation.messages[0].content
-        for part in context:
-            if isinstance(part, Image):
-                naive.scene = source.bank.scenes[int(part.image[0, 0])]
-            elif isinstance(part, Audio):
-                naive.words = source.bank.utterances[int(part.audio[0, 0])].words
-                assert len(part.audio) == 1 + int(part.audio[0, 0]) % 4
-            else:
-                naive.text = part.text
-        assert not pairs(naive.scene, naive.words, naive.text) & HELD_OUT
-        absent = {no for no, _ in REFUSALS.values()}
-        asked = conversation.messages[::2]
-        for message, reply, question in zip(asked, conversation.messages[1::2], questions, strict=True):
-            *_, text = message.content
-            (answer,) = reply.content
-            assert isinstance(text, Text) and isinstance(answer, Text)
-            assert (message.role, reply.role) == ("user", "assistant")
-            assert (text.text, answer.text) == (question.text, question.answer)
-            assert answer.text in absent or naive.solve(text.text) == answer.text
-            questions_seen += 1
-        assert all(len(message.content) == 1 for message in asked[1:]), "the context stands before the first question"
+        for conversation, questions in source.conversations(number):
+            naive = Checker()
+            *context, _ = conversation.messages[0].content
+            for part in context:
+                if isinstance(part, Image):
+                    naive.scene = source.bank.scenes[int(part.image[0, 0])]
+                elif isinstance(part, Audio):
+                    naive.words = source.bank.utterances[int(part.audio[0, 0])].words
+                    assert len(part.audio) == 1 + int(part.audio[0, 0]) % 4
+                else:
+                    naive.text = part.text
+            assert not pairs(naive.scene, naive.words, naive.text) & HELD_OUT
+            absent = {no for no, _ in REFUSALS.values()}
+            asked = conversation.messages[::2]
+            for message, reply, question in zip(asked, conversation.messages[1::2], questions, strict=True):
+                *_, text = message.content
+                (answer,) = reply.content
+                assert isinstance(text, Text) and isinstance(answer, Text)
+                assert (message.role, reply.role) == ("user", "assistant")
+                assert (text.text, answer.text) == (question.text, question.answer)
+                assert answer.text in absent or naive.solve(text.text) == answer.text
+                questions_seen += 1
+            assert all(len(message.content) == 1 for message in asked[1:]), "the context stands before the first"
     assert questions_seen > 2000
 
 
@@ -96,10 +100,19 @@ def test_answers_are_true_of_the_media_that_are_given() -> None:
 def test_the_recipe_says_which_senses_are_given(present: dict, kinds: list[type]) -> None:
     source = feed(present=present, turns=3)
     for number in range(20):
-        conversation, questions = source.conversation(number)
-        *context, _ = conversation.messages[0].content
-        assert [type(part) for part in context] == kinds
-        assert 1 <= len(questions) <= 3
+        for conversation, _ in source.conversations(number):
+            *context, _ = conversation.messages[0].content
+            assert [type(part) for part in context] == kinds
+        assert 1 <= len(source.questions(number)) <= 3
+
+
+@pytest.mark.parametrize(("follow_up", "longest"), [(0.0, 1), (1.0, 8), (0.3, 8)])
+def test_the_recipe_says_how_many_questions_follow_others(follow_up: float, longest: int) -> None:
+    source = feed(follow_up=follow_up)
+    lengths = [len(questions) for number in range(60) for _, questions in source.conversations(number)]
+    assert max(lengths) <= longest
+    following = sum(lengths) - len(lengths)
+    assert following / (sum(lengths) - 60) == pytest.approx(follow_up, abs=0.07)
 
 
 def test_a_prompt_holds_features_in_place_of_pixels_and_mels() -> None:
@@ -110,9 +123,8 @@ def test_a_prompt_holds_features_in_place_of_pixels_and_mels() -> None:
         assert slot.length == len(values)
         placed = prompt.ids[slot.start : slot.start + slot.length]
         assert (placed == processor.placeholders[slot.sense]).all()
-    answers = [question.answer for question in source.conversation(3)[1]]
     supervised = processor.tokenizer.decode(prompt.ids[prompt.mask], skip_special=False)
-    assert supervised == "".join(f"{answer}<|end|>" for answer in answers)
+    assert supervised == "".join(f"{question.answer}<|end|>" for question in source.questions(3))
 
 
 def test_converse_and_featured_are_plain_functions_of_their_arguments() -> None:

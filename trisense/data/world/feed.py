@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trisense.chat import Audio, Conversation, Image, Message, Text, render
+from trisense.data.batches import fan
 from trisense.data.world.bank import Bank
 from trisense.data.world.contexts import make_context
 from trisense.data.world.facts import Topic, Utterance
@@ -32,7 +33,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Feed:
-    """Training conversations over a bank. `conversation(i)` is the same for the same seed, whatever was asked before,
+    """Training conversations over a bank. `conversations(i)` are the same for the same seed, whatever was asked before,
     so a resumed run continues where it stopped."""
 
     bank: Bank
@@ -40,8 +41,9 @@ class Feed:
     world: World
     seed: int
 
-    def conversation(self, number: int) -> tuple[Conversation, list[Question]]:
-        """Conversation `number`: a context and `world.turns` questions about it; media parts hold features [S, E]."""
+    def conversations(self, number: int) -> list[tuple[Conversation, list[Question]]]:
+        """Context `number` and `world.turns` questions about it, each in a conversation of its own or, with the chance
+        `world.follow_up`, in that of the question before. Media parts hold features [S, E]."""
         rng = random.Random(f"{self.seed}/{number}")
         senses = {sense for sense, chance in self.world.present.items() if rng.random() < chance} or {"image"}
         picture = rng.randrange(len(self.bank.scenes))
@@ -52,7 +54,6 @@ class Feed:
             return self.bank.utterances[heard[-1]]
 
         context = make_context(rng, "train", utter, senses, scene=self.bank.scenes[picture])
-        questions = ask_many(rng, context, self.world.turns)
         parts: list[Image | Audio | Text] = []
         if context.scene:
             parts.append(Image(image=self.features.images[picture]))
@@ -60,11 +61,23 @@ class Feed:
             parts.append(Audio(audio=self.features.audio(heard[-1])))
         if context.note:
             parts.append(Text(text=context.note.text))
-        return converse(tuple(parts), questions), questions
+        asked: list[list[Question]] = []
+        for question in ask_many(rng, context, self.world.turns):
+            if asked and rng.random() < self.world.follow_up:
+                asked[-1].append(question)
+            else:
+                asked.append([question])
+        return [(converse(tuple(parts), questions), questions) for questions in asked]
 
     def prompt(self, number: int, processor: Processor) -> Prompt:
-        """Conversation `number`, rendered; `values` are the features in place of pixels and mels."""
-        return featured(self.conversation(number)[0], processor)
+        """Conversations `number`, rendered as one fan; `values` are the features in place of pixels and mels. It is
+        empty when nothing that was tried fits the context."""
+        prompts = [featured(conversation, processor) for conversation, _ in self.conversations(number)]
+        return fan(prompts or [featured(Conversation(messages=()), processor)])
+
+    def questions(self, number: int) -> list[Question]:
+        """The questions of conversations `number` in the order of `prompt`."""
+        return [question for _, questions in self.conversations(number) for question in questions]
 
 
 def converse(context: tuple[Image | Audio | Text, ...], questions: list[Question]) -> Conversation:

@@ -68,6 +68,10 @@ def build_model(design: Design, processor: Processor) -> TrisenseForConditionalG
     if "audio" in model.senses:
         _wake(cast(Sense, model.senses["audio"]).encoder)
     _look_alike(model.language_model)
+    with torch.no_grad():  # what is found is said: the head begins with the words' own embeddings, tied or not
+        cast(nn.Linear, model.get_output_embeddings()).weight.copy_(
+            cast(nn.Embedding, model.get_input_embeddings()).weight
+        )
     return model
 
 

@@ -33,6 +33,10 @@ class Align(nn.Module):
         super().__init__()
         senses = {name: cast(Sense, sense) for name, sense in model.senses.items()}
         self.projectors = nn.ModuleDict({name: sense.projector for name, sense in senses.items()})
+        # Errors are measured in the words' own variance. Embeddings are small; plain squared errors gave such small
+        # gradients (near Adam's epsilon, most likely) that projectors stopped at what all things have in common.
+        words = cast(nn.Embedding, model.get_input_embeddings()).weight.detach()
+        self.variance = float(words.float().var())
 
     def forward(
         self,
@@ -46,7 +50,8 @@ class Align(nn.Module):
         """features [N, E] and words [N, D] of each sense; image_weights [N] lifts the few cells that hold something."""
         image = (self.projectors["image"](image_features).float() - image_words).square().mean(-1)  # [N]
         audio = (self.projectors["audio"](audio_features).float() - audio_words).square().mean(-1)  # [N]
-        return CausalLMOutput(loss=((image * image_weights).sum() + audio.sum()) / num_items_in_batch)
+        total = ((image * image_weights).sum() + audio.sum()) / self.variance
+        return CausalLMOutput(loss=total / num_items_in_batch)
 
 
 class Words:
@@ -87,7 +92,7 @@ def align_batch(bank: Bank, features: Features, words: Words, rng: np.random.Gen
     cells = torch.from_numpy(np.stack([cell_targets(bank.scenes[i], side)[0] for i in pictures]))  # [size, S, K]
     heard = [features.audio(int(i)) for i in rng.integers(0, len(bank.utterances), size)]
     sounds = torch.from_numpy(np.concatenate(heard).astype(np.float32))
-    weights = torch.where(cells[..., 0] > 0, 10.0, 1.0).flatten()
+    weights = torch.where(cells[..., 0] > 0, 60.0, 1.0).flatten()  # few cells hold something
     inputs = {
         "image_features": torch.from_numpy(features.images[pictures].astype(np.float32)).flatten(0, 1),
         "image_words": words.of_cells(cells).flatten(0, 1),
@@ -96,3 +101,20 @@ def align_batch(bank: Bank, features: Features, words: Words, rng: np.random.Gen
         "audio_words": words.of_sounds(sounds),
     }
     return Batch(inputs, items=len(weights) + len(sounds))
+
+
+@torch.inference_mode()
+def align_accuracy(model: Align, bank: Bank, features: Features, words: Words, indices: np.ndarray) -> dict[str, float]:
+    """How often the nearest words to what is written for a thing, by dot product, are its own kind, colour, size and
+    text. A low loss does not say so: most of it is what all things have in common."""
+    side = round(features.images.shape[1] ** 0.5)
+    cells = torch.from_numpy(np.stack([cell_targets(bank.scenes[i], side)[0] for i in indices]))  # [N, S, K]
+    device = next(model.parameters()).device
+    values = torch.from_numpy(features.images[indices].astype(np.float32)).to(device)
+    written = model.projectors["image"](values).float().cpu()  # [N, S, D]
+    shares = {}
+    for target, (name, table) in enumerate(zip(CELL, words.cells, strict=True)):
+        asked = cells[..., target] > 0
+        said = (written[asked] @ table[1:].T).argmax(-1) + 1
+        shares[name] = float((said == cells[asked][:, target]).float().mean())
+    return shares

@@ -32,7 +32,7 @@ from trisense.model.senses import Sense
 from trisense.prompt import Processor, Prompt
 from trisense.recipe import Recipe, Stage
 from trisense.tokens import TextTokenizer
-from trisense.train.align import Align, Words, align_batch
+from trisense.train.align import Align, Words, align_accuracy, align_batch
 from trisense.train.loop import train
 from trisense.train.warmup import (
     Hear,
@@ -201,7 +201,16 @@ def _align(run: Run, stage: Stage, out: Path) -> None:
         rng = np.random.default_rng((run.seed, 3, number))
         return align_batch(run.bank, run.features, words, rng, stage.batch_size)
 
-    train(Align(run.model), batch_at, stage, out, device=run.device, seed=run.seed)
+    _, held = held_back(len(run.bank.scenes), "pictures")
+    train(
+        Align(run.model),
+        batch_at,
+        stage,
+        out,
+        device=run.device,
+        seed=run.seed,
+        evaluate=lambda m: align_accuracy(m, run.bank, run.features, words, held),
+    )
 
 
 def _answer(run: Run, stage: Stage, out: Path) -> None:
@@ -209,6 +218,9 @@ def _answer(run: Run, stage: Stage, out: Path) -> None:
     feed = Feed(run.bank, run.features, run.recipe.world, run.seed)
     for name in model.senses:
         sense_of(model, name).encoder.requires_grad_(False)
+    # The projectors write words as they were when these were aligned, so the words stay as they are; unless the head,
+    # which has much to learn, shares them.
+    model.get_input_embeddings().requires_grad_(model.config.tie_word_embeddings)
 
     @lru_cache(maxsize=2)
     def batches_of_like_length(window: int) -> list[list[Prompt]]:

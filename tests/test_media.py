@@ -240,7 +240,7 @@ def test_of_an_animation_the_first_frame_is_read() -> None:
         assert np.abs(np.array(loaded.getpixel((4, 4))) - RED).max() < 3, form
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 20), st.integers(1, 20), st.booleans(), st.randoms(use_true_random=False))
 def test_an_array_is_its_picture(height: int, width: int, colour: bool, random) -> None:
     shape = (height, width, 3) if colour else (height, width)
@@ -329,7 +329,7 @@ def test_another_sampling_rate_can_be_asked_for() -> None:
     assert len(load_audio(tone(1.0, 8000), sampling_rate=8000)) == 8000
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.integers(-32768, 32767), min_size=1, max_size=300), st.sampled_from(["<i2", ">i2", "f2", "f4", "f8"])
 )
@@ -588,7 +588,7 @@ def test_a_size_over_the_limit_is_refused_before_decoding(monkeypatch: pytest.Mo
     assert not decoded
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=60))
 def test_any_data_url_is_read_or_refused_in_one_line(text: str) -> None:
     for load in (load_image, load_audio):
@@ -596,7 +596,7 @@ def test_any_data_url_is_read_or_refused_in_one_line(text: str) -> None:
             refusal(load, url)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"]),
     st.integers(0, 2000),
@@ -617,7 +617,7 @@ SPOKEN |= {"ogg": spoken(tone(0.2), "ogg", "vorbis", layout="stereo"), "mp3": sp
 SPOKEN |= {"webm": spoken(tone(0.2), "webm", "libopus")}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(sorted(SPOKEN)), st.integers(0, 2000), st.binary(min_size=1, max_size=9))
 def test_a_damaged_sound_is_read_or_refused_in_one_line(form: str, at: int, noise: bytes) -> None:
     data = SPOKEN[form]

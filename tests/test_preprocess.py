@@ -162,7 +162,7 @@ def test_a_whisper_config_is_followed() -> None:
     np.testing.assert_allclose(processor(sound(RATE)), theirs, atol=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(samples=st.integers(1, 4000), hop=st.integers(1, 400), half=st.integers(1, 300))
 def test_any_sound_gives_at_least_one_frame(samples: int, hop: int, half: int) -> None:
     n_fft = max(2 * half, hop + hop % 2)

@@ -64,8 +64,8 @@ class World(_Options):
 
 class Stage(_Options):
     """One stage of training. `learns` says what: `see` and `hear` warm an encoder up, `align` teaches the
-    projectors the language model's words, `answer` trains projectors and language model on the encoders' frozen
-    features."""
+    projectors the language model's words, `answer` trains the language model on what frozen encoders and
+    projectors make of the media."""
 
     learns: Literal["see", "hear", "align", "answer"]
     steps: Positive

@@ -8,10 +8,10 @@ import tiny_models
 import torch
 
 from trisense.chat import Audio, Image, Text
-from trisense.data.batches import Batch, collate, fan
+from trisense.data.batches import Batch, collate
 from trisense.data.world.feed import converse, featured
 from trisense.data.world.single import Question
-from trisense.prompt import Prompt
+from trisense.prompt import Prompt, fan
 
 WIDTH = 16  # of both encoders of the tiny model
 WORDS = ("yes", "no", "top left", "the red cup", "Anna")

@@ -25,39 +25,6 @@ class Batch:
         return Batch({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.items)
 
 
-def fan(prompts: Sequence[Prompt]) -> Prompt:
-    """Prompts that begin with the same media and text as one: the beginning once, then how each of them goes on.
-
-    No continuation sees another, and each keeps its positions, so the model computes for every prompt what it would
-    compute for it alone, at a fraction of the cost (`collate` makes the attention mask of it). Many questions about one
-    context are learned so: in one long conversation a later question is answered by an earlier answer, and nothing is
-    learned about the context.
-
-    Raises ValueError for no prompt, or for prompts that do not share all their media.
-    """
-    if not prompts:
-        raise ValueError("a fan needs at least one prompt")
-    first = prompts[0]
-    unsupervised = min(int(np.argmax(np.append(prompt.mask, True))) for prompt in prompts)
-    beginnings = np.stack([prompt.ids[:unsupervised] for prompt in prompts])
-    shared = int(np.argmin(np.append((beginnings == first.ids[:unsupervised]).all(0), False)))
-    slots = [(slot.sense, slot.start, slot.length) for slot in first.media]
-    for prompt in prompts:
-        same = [(slot.sense, slot.start, slot.length) for slot in prompt.media] == slots
-        if not same or any(a is not b for a, b in zip(prompt.values, first.values, strict=True)):
-            raise ValueError("the prompts of a fan are about the same media")
-    if any(start + length > shared for _, start, length in slots):
-        raise ValueError("the prompts of a fan differ only after their media")
-    parts = [np.arange(shared), *(np.arange(shared, len(prompt.ids)) for prompt in prompts)]
-    return Prompt(
-        ids=np.concatenate([first.ids[:shared], *(prompt.ids[shared:] for prompt in prompts)]),
-        mask=np.concatenate([first.mask[:shared], *(prompt.mask[shared:] for prompt in prompts)]),
-        media=first.media,
-        values=first.values,
-        branches=np.repeat(np.arange(len(parts)), [len(part) for part in parts]),
-    )
-
-
 def collate(prompts: Sequence[Prompt]) -> Batch:
     """Pads prompts on the right and gathers their media's frozen features.
 

@@ -1,9 +1,8 @@
 """`trisense train spark`: from nothing to a model that answers, in one command.
 
 Tokenizer -> bank of pictures and sounds -> `see` and `hear` warm the encoders up -> their features, computed once ->
-`align` teaches the projectors the language model's words -> `answer` trains projectors and language model on questions
-about the world. Every part is kept in the run's folder and not made again, so the same command continues a run that was
-stopped.
+`align` teaches the projectors the language model's words -> `answer` trains the language model on questions about the
+world. Every part is kept in the run's folder and not made again, so the same command continues a run that was stopped.
 """
 
 from __future__ import annotations
@@ -216,10 +215,9 @@ def _align(run: Run, stage: Stage, out: Path) -> None:
 def _answer(run: Run, stage: Stage, out: Path) -> None:
     model, processor = run.model, run.processor
     feed = Feed(run.bank, run.features, run.recipe.world, run.seed)
-    for name in model.senses:
-        sense_of(model, name).encoder.requires_grad_(False)
-    # The projectors write words as they were when these were aligned, so the words stay as they are; unless the head,
-    # which has much to learn, shares them.
+    # The projectors write words as these were when they were aligned. At the language model's learning rate both would
+    # wander off within some hundred steps, so both stay; unless the head, which has much to learn, shares the words.
+    model.senses.requires_grad_(False)
     model.get_input_embeddings().requires_grad_(model.config.tie_word_embeddings)
 
     @lru_cache(maxsize=2)

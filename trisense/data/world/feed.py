@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from trisense.chat import Audio, Conversation, Image, Message, Text, render
-from trisense.data.batches import fan
 from trisense.data.world.bank import Bank
 from trisense.data.world.contexts import make_context
 from trisense.data.world.facts import Topic, Utterance
 from trisense.data.world.questions import ask_many
 from trisense.data.world.single import Question
-from trisense.prompt import Processor, Prompt
+from trisense.prompt import Processor, Prompt, fan
 from trisense.recipe import World
 
 

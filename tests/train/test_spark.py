@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from trisense.cli import main
-from trisense.data.world.feed import Feed
+from trisense.data.world.feed import Feed, featured
 from trisense.errors import BadInput
 from trisense.recipe import Recipe, read
 from trisense.train import spark
@@ -141,7 +141,7 @@ def test_a_run_of_other_options_is_refused(made: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_accuracy_is_what_greedy_decoding_gets_right(made: Path) -> None:
-    """One forward over the truth says the same as decoding every answer, each after the true answers before it."""
+    """One forward over all says the same as decoding every answer, each after the true answers before it."""
     from transformers import AutoModelForImageTextToText
 
     from trisense.data.world.bank import Bank
@@ -155,8 +155,8 @@ def test_accuracy_is_what_greedy_decoding_gets_right(made: Path) -> None:
     feed = Feed(bank, features, recipe.world, seed=0)
     numbers = list(range(60))  # conversations of the training, of which some are known
     right: dict[str, list[bool]] = {}
-    for number in numbers:
-        prompt, (_, questions) = feed.prompt(number, processor), feed.conversation(number)
+    for conversation, questions in (one for number in numbers for one in feed.conversations(number)):
+        prompt = featured(conversation, processor)
         starts = np.flatnonzero(prompt.mask & ~np.roll(prompt.mask, 1))
         for question, start in zip(questions, starts, strict=True):
             media = {
@@ -174,10 +174,10 @@ def test_accuracy_is_what_greedy_decoding_gets_right(made: Path) -> None:
     assert 0 < expected["all"] < 1, "a model that is always or never right would show nothing"
     assert answer_accuracy(model, processor, feed, numbers) == pytest.approx(expected)
 
-    first = next(number for number in numbers if feed.conversation(number)[1])
-    empty = next(number for number in range(500) if not feed.conversation(number)[1])
+    first = next(number for number in numbers if feed.questions(number))
+    empty = next(number for number in range(500) if not feed.questions(number))
     shown = answer_samples(model, processor, feed, [empty, first]).splitlines()
-    question = feed.conversation(first)[1][0]
+    question = feed.questions(first)[0]
     assert len(shown) == 2
     assert shown[1].startswith(f"  {question.text} -> ") and shown[1].endswith(f" | {question.answer}")
     assert np.array_equal(features.images[3], frozen_features(model, processor, bank, made / "features.npz").images[3])

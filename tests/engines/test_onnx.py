@@ -96,9 +96,12 @@ def test_sampling_repeats_with_its_seed():
     assert draw(1) == draw(1) != draw(2)
 
 
-def test_small_parts_get_one_thread_and_large_ones_no_more_than_there_are():
+@pytest.mark.parametrize("cores", [1, 3, 4 * MAX_THREADS])
+def test_small_parts_get_one_thread_and_large_ones_a_core_each(cores: int, monkeypatch: pytest.MonkeyPatch):
+    """Cores that no machine has are nobody's twins."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(100_000, 100_000 + cores)), raising=False)
     assert threads(1000) == 1
-    assert 1 <= threads(2**30) <= min(os.cpu_count() or 1, MAX_THREADS)
+    assert threads(2**30) == min(cores, MAX_THREADS)
 
 
 def test_a_device_that_onnx_parts_do_not_run_on_is_refused():

@@ -215,8 +215,8 @@ def _align(run: Run, stage: Stage, out: Path) -> None:
 def _answer(run: Run, stage: Stage, out: Path) -> None:
     model, processor = run.model, run.processor
     feed = Feed(run.bank, run.features, run.recipe.world, run.seed)
-    # The projectors write words as these were when they were aligned. At the language model's learning rate both would
-    # wander off within some hundred steps, so both stay; unless the head, which has much to learn, shares the words.
+    # The projectors write words as these were when they were aligned. Projectors that learned along had lost them in
+    # the end, so both stay as they are; unless the head, which has much to learn, shares the words.
     model.senses.requires_grad_(False)
     model.get_input_embeddings().requires_grad_(model.config.tie_word_embeddings)
 

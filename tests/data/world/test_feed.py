@@ -98,12 +98,20 @@ def test_answers_are_true_of_the_media_that_are_given() -> None:
     ],
 )
 def test_the_recipe_says_which_senses_are_given(present: dict, kinds: list[type]) -> None:
-    source = feed(present=present, turns=3)
+    source = feed(present=present)
     for number in range(20):
         for conversation, _ in source.conversations(number):
             *context, _ = conversation.messages[0].content
             assert [type(part) for part in context] == kinds
-        assert 1 <= len(source.questions(number)) <= 3
+
+
+@pytest.mark.parametrize("turns", [1, 3, 12])
+def test_the_recipe_says_how_many_questions_are_asked(turns: int) -> None:
+    """More are never asked, and all are different; fewer where the context serves no more that are easily found."""
+    source = feed(present={"image": 1, "audio": 1, "text": 1}, turns=turns)
+    asked = [[question.text for question in source.questions(number)] for number in range(40)]
+    assert max(map(len, asked)) == turns
+    assert all(len(set(one)) == len(one) for one in asked)
 
 
 @pytest.mark.parametrize(("follow_up", "longest"), [(0.0, 1), (1.0, 8), (0.3, 8)])

@@ -63,11 +63,11 @@ class World(_Options):
 
 
 class Stage(_Options):
-    """One stage of training. `learns` says what: `see` and `hear` warm an encoder up, `align` teaches the
-    projectors the language model's words, `answer` trains the language model on what frozen encoders and
-    projectors make of the media."""
+    """One stage of training. `learns` says what: `see` and `hear` warm an encoder up, `read` trains the language model
+    on media written in words, `align` teaches the projectors these words, `answer` trains the language model on what
+    frozen encoders and projectors make of the media. senses: a context has at most so many."""
 
-    learns: Literal["see", "hear", "align", "answer"]
+    learns: Literal["see", "hear", "read", "align", "answer"]
     steps: Positive
     batch_size: Positive = 32
     accumulate: Positive = 1
@@ -79,6 +79,7 @@ class Stage(_Options):
     precision: Literal["float32", "bf16"] = "float32"
     log_every: Positive = 50
     evaluate_every: Positive = 500
+    senses: Annotated[int, Field(ge=1, le=3)] = 3
     save_every: Positive = 500
 
 

@@ -103,16 +103,6 @@ def test_the_same_seed_is_the_same_model():
     assert all(torch.equal(built[0][name], tensor) for name, tensor in built[1].items())
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_the_head_begins_with_the_words_own_embeddings(tied: bool):
-    text = design().text | {"tie_word_embeddings": tied}
-    processor = build_processor(design(), train_tokenizer(TEXTS, design()))
-    model: Any = build_model(design(text=text), processor)
-    words, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    assert torch.equal(words, head)
-    assert (words is head) == tied
-
-
 def test_an_ear_from_nothing_keeps_its_signal():
     """Two sounds leave the encoder as different as they came; with transformers' own weights they leave as one."""
     processor = build_processor(design(), train_tokenizer(TEXTS, design()))

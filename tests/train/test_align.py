@@ -1,4 +1,4 @@
-"""Aligning: targets are sums of word embeddings, and projectors come to write them."""
+"""Aligning: projectors come to write the words of what they are given."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from trisense.data.world.bank import scene_at
-from trisense.data.world.facts import NUMBERS
 from trisense.data.world.feed import Features
 from trisense.model.build import build_model, build_processor, train_tokenizer
-from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.recipe import read
-from trisense.train.align import Align, Words, align_accuracy, align_batch
+from trisense.train.align import Align, align_accuracy, align_batch
 from trisense.train.spark import sense_of, world_texts
 from trisense.train.warmup import Hear, cell_targets
+from trisense.train.words import Words, embed_words
 
 
 @pytest.fixture(scope="module")
@@ -40,38 +39,8 @@ def parts() -> SimpleNamespace:
         tokenizer=tokenizer,
         features=features,
         bank=bank,
-        words=Words(model, hear, tokenizer, 6),
+        words=Words(hear, tokenizer, 6),
     )
-
-
-def embedded(model: TrisenseForConditionalGeneration, ids: list[int]) -> torch.Tensor:
-    return model.get_input_embeddings()(torch.tensor(ids)).sum(0).detach()
-
-
-def test_a_cell_is_the_sum_of_its_words(parts: SimpleNamespace):
-    for scene in parts.bank.scenes:
-        words = parts.words.of_cells(torch.from_numpy(cell_targets(scene, 6)[0]))  # [36, D]
-        taken = {}
-        for thing in scene.things:
-            x, y = thing.centre
-            text = {"number": f" {NUMBERS[int(thing.text)]}" if thing.text.isdigit() else ""}.get(thing.kind, "")
-            text = text or (f" {thing.text}" if thing.text else "")
-            said = f"{thing.kind} {thing.colour} {thing.size}{text} {thing.place}"
-            taken[int(y * 6) * 6 + int(x * 6)] = said
-        for cell in range(36):
-            ids = parts.tokenizer.plain(taken.get(cell, "nothing"))
-            torch.testing.assert_close(words[cell], embedded(parts.model, ids))
-
-
-def test_a_moment_is_the_word_that_is_heard_in_it(parts: SimpleNamespace):
-    sounds = torch.randn(5, 128)
-    with torch.no_grad():
-        best = parts.hear.head(sounds).argmax(-1).tolist()
-    nothing = embedded(parts.model, parts.tokenizer.plain("nothing"))
-    blank = parts.tokenizer.size
-    for moment, words in enumerate(parts.words.of_sounds(sounds)):
-        expected = nothing if best[moment] == blank else embedded(parts.model, [best[moment]])
-        torch.testing.assert_close(words, expected)
 
 
 def test_projectors_come_to_write_the_words(parts: SimpleNamespace):
@@ -92,11 +61,20 @@ def test_projectors_come_to_write_the_words(parts: SimpleNamespace):
     assert (after["kind"], after["colour"], after["size"]) == (1.0, 1.0, 1.0)
 
 
+def test_drawn_text_weighs_most_and_emptiness_least(parts: SimpleNamespace):
+    batch = align_batch(parts.bank, parts.features, parts.words, np.random.default_rng(0), 16)
+    pictures = np.random.default_rng(0).integers(0, 4, 16)
+    cells = np.concatenate([cell_targets(parts.bank.scenes[i], 6)[0] for i in pictures])
+    expected = [360 if text else 60 if kind else 1 for kind, _, _, text in cells]
+    assert batch.inputs["image_weights"].tolist() == expected
+    assert {1, 60, 360} == set(expected)
+
+
 def test_the_loss_is_in_units_of_the_words_variance(parts: SimpleNamespace):
     """So it does not depend on how small embeddings are; a projector that writes nothing has about 5 for a thing."""
     learner = Align(parts.model)
     cells = torch.from_numpy(cell_targets(parts.bank.scenes[0], 6)[0])
-    wanted = parts.words.of_cells(cells)[cells[:, 0] > 0]
+    wanted = parts.words.of_cells(cells)[cells[:, 0] > 0]  # [N, K]
     for parameter in learner.parameters():
         torch.nn.init.zeros_(parameter)
     loss = learner(
@@ -104,9 +82,10 @@ def test_the_loss_is_in_units_of_the_words_variance(parts: SimpleNamespace):
         wanted,
         torch.ones(len(wanted)),
         torch.zeros(1, 128),
-        torch.zeros(1, wanted.shape[1]),
+        torch.full((1, 1), parts.tokenizer.size),
         torch.tensor(float(len(wanted))),
     ).loss
-    variance = parts.model.get_input_embeddings().weight.detach().var()
-    assert float(loss.detach()) == pytest.approx(float(wanted.square().mean() / variance), rel=1e-4)
+    table = parts.model.get_input_embeddings().weight.detach()
+    expected = embed_words(table, wanted).square().mean() / table.var()
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
     assert 3 < float(loss.detach()) < 7

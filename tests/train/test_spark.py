@@ -19,7 +19,7 @@ from trisense.train.spark import answer_accuracy, answer_samples, frozen_feature
 SMALL = (
     "design.vocabulary=400",
     "design.text={model_type: llama, hidden_size: 48, intermediate_size: 96, num_hidden_layers: 2, "
-    "num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 2048, tie_word_embeddings: false}",
+    "num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 2048, tie_word_embeddings: true}",
     "design.vision.hidden_sizes=[8, 16, 16]",
     "design.vision.embedding_size=8",
     "design.vision.depths=[1, 1, 1]",

@@ -17,6 +17,11 @@ from trisense.prompt import Processor
 from trisense.recipe import Design
 from trisense.tokens import TextTokenizer
 
+# Queries and keys of new attention are so much larger than drawn. As drawn, a token's like among a hundred others gets
+# a few hundredths of the attention, and what is read there is lost; larger still, a token sees only itself
+# (docs/log.md).
+SHARPNESS = 1.6
+
 
 def train_tokenizer(texts: Iterable[str], design: Design) -> TextTokenizer:
     """A byte-level BPE of `design.vocabulary` tokens; the layout's strings and the placeholders are special tokens.
@@ -68,10 +73,6 @@ def build_model(design: Design, processor: Processor) -> TrisenseForConditionalG
     if "audio" in model.senses:
         _wake(cast(Sense, model.senses["audio"]).encoder)
     _look_alike(model.language_model)
-    with torch.no_grad():  # what is found is said: the head begins with the words' own embeddings, tied or not
-        cast(nn.Linear, model.get_output_embeddings()).weight.copy_(
-            cast(nn.Embedding, model.get_input_embeddings()).weight
-        )
     return model
 
 
@@ -90,7 +91,7 @@ def _look_alike(language_model: nn.Module) -> None:
         query, key, value, output = weights
         with torch.no_grad():
             if query.shape == key.shape:
-                key.copy_(query)
+                key.copy_(query.mul_(SHARPNESS))
             if output.shape == value.T.shape:
                 output.copy_(value.T)
 

@@ -16,18 +16,19 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from trisense.data.batches import Batch
 from trisense.data.world.bank import Bank
-from trisense.data.world.facts import NUMBERS, place_name
 from trisense.data.world.feed import Features
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.senses import Sense
-from trisense.tokens import TextTokenizer
-from trisense.train.warmup import CELL, Hear, cell_targets
+from trisense.train.warmup import CELL, cell_targets
+from trisense.train.words import Words, embed_words
 
-# Letters: N vectors, S feature vectors of one picture, E width of an encoder, D width of the language model, K targets.
+DRAWN = list(CELL).index("text")
+
+# Letters: N vectors, S feature vectors of one picture, E width of an encoder, D width of the language model, K tokens.
 
 
 class Align(nn.Module):
-    """The projectors of a model and, as targets, sums of its own word embeddings."""
+    """The projectors of a model and, as targets, sums of its own word embeddings, as they are at this moment."""
 
     def __init__(self, model: TrisenseForConditionalGeneration):
         super().__init__()
@@ -36,6 +37,7 @@ class Align(nn.Module):
         # Errors are measured in the words' own variance. Embeddings are small; plain squared errors gave such small
         # gradients (near Adam's epsilon, most likely) that projectors stopped at what all things have in common.
         words = cast(nn.Embedding, model.get_input_embeddings()).weight.detach()
+        self.register_buffer("words", words.float().clone(), persistent=False)  # [V, D]
         self.variance = float(words.float().var())
 
     def forward(
@@ -47,52 +49,25 @@ class Align(nn.Module):
         audio_words: torch.Tensor,
         num_items_in_batch: torch.Tensor,
     ) -> CausalLMOutput:
-        """features [N, E] and words [N, D] of each sense; image_weights [N] lifts the few cells that hold something."""
-        image = (self.projectors["image"](image_features).float() - image_words).square().mean(-1)  # [N]
-        audio = (self.projectors["audio"](audio_features).float() - audio_words).square().mean(-1)  # [N]
+        """features [N, E] and the ids of their words [N, K], of each sense; image_weights [N] lifts the few cells that
+        hold something."""
+
+        def error(sense: str, features: torch.Tensor, words: torch.Tensor) -> torch.Tensor:  # [N]
+            return (self.projectors[sense](features).float() - embed_words(self.words, words)).square().mean(-1)
+
+        image, audio = error("image", image_features, image_words), error("audio", audio_features, audio_words)
         total = ((image * image_weights).sum() + audio.sum()) / self.variance
         return CausalLMOutput(loss=total / num_items_in_batch)
-
-
-class Words:
-    """Embeddings of the words that a cell of a picture, or a moment of an utterance, stands for."""
-
-    def __init__(self, model: TrisenseForConditionalGeneration, hear: Hear, tokenizer: TextTokenizer, side: int):
-        table = cast(nn.Embedding, model.get_input_embeddings()).weight.detach().float().cpu()  # [V, D]
-
-        def embed(words: str) -> torch.Tensor:
-            return table[tokenizer.plain(words)].sum(0)
-
-        nothing = torch.zeros_like(table[0])
-        spoken = {str(digit): word for digit, word in enumerate(NUMBERS)}
-        self.cells = [
-            torch.stack([nothing, *(embed(spoken.get(value) or value) for value in values)]) for values in CELL.values()
-        ]
-        thirds = [(row * 3 // side, column * 3 // side) for row in range(side) for column in range(side)]
-        self.places = torch.stack([embed(place_name(*third)) for third in thirds])  # [S, D]
-        self.empty = embed("nothing")
-        self.table = torch.cat([table, self.empty[None]])  # the last row is CTC's blank
-        self.head = hear.head
-
-    def of_cells(self, cells: torch.Tensor) -> torch.Tensor:
-        """classes [.., S, K] -> [.., S, D]."""
-        words = self.places + sum(table[cells[..., target]] for target, table in enumerate(self.cells))
-        return torch.where(cells[..., :1] > 0, words, self.empty)
-
-    @torch.inference_mode()
-    def of_sounds(self, features: torch.Tensor) -> torch.Tensor:
-        """features [N, E] -> [N, D]: the word that the head of `hear` finds in each, `nothing` where it finds none."""
-        device = self.head.weight.device
-        return self.table[self.head(features.to(device)).argmax(-1).cpu()].clone()
 
 
 def align_batch(bank: Bank, features: Features, words: Words, rng: np.random.Generator, size: int) -> Batch:
     """`size` pictures and as many utterances of a bank, their vectors one after the other."""
     pictures, side = rng.integers(0, len(bank.scenes), size), round(features.images.shape[1] ** 0.5)
-    cells = torch.from_numpy(np.stack([cell_targets(bank.scenes[i], side)[0] for i in pictures]))  # [size, S, K]
+    cells = torch.from_numpy(np.stack([cell_targets(bank.scenes[i], side)[0] for i in pictures]))  # [size, S, targets]
     heard = [features.audio(int(i)) for i in rng.integers(0, len(bank.utterances), size)]
     sounds = torch.from_numpy(np.concatenate(heard).astype(np.float32))
-    weights = torch.where(cells[..., 0] > 0, 60.0, 1.0).flatten()  # few cells hold something
+    # Few cells hold something, and of these few a drawn number or word.
+    weights = torch.where(cells[..., DRAWN] > 0, 360.0, torch.where(cells[..., 0] > 0, 60.0, 1.0)).flatten()
     inputs = {
         "image_features": torch.from_numpy(features.images[pictures].astype(np.float32)).flatten(0, 1),
         "image_words": words.of_cells(cells).flatten(0, 1),
@@ -108,13 +83,13 @@ def align_accuracy(model: Align, bank: Bank, features: Features, words: Words, i
     """How often the nearest words to what is written for a thing, by dot product, are its own kind, colour, size and
     text. A low loss does not say so: most of it is what all things have in common."""
     side = round(features.images.shape[1] ** 0.5)
-    cells = torch.from_numpy(np.stack([cell_targets(bank.scenes[i], side)[0] for i in indices]))  # [N, S, K]
+    cells = torch.from_numpy(np.stack([cell_targets(bank.scenes[i], side)[0] for i in indices]))  # [N, S, targets]
     device = next(model.parameters()).device
     values = torch.from_numpy(features.images[indices].astype(np.float32)).to(device)
     written = model.projectors["image"](values).float().cpu()  # [N, S, D]
     shares = {}
     for target, (name, table) in enumerate(zip(CELL, words.cells, strict=True)):
         asked = cells[..., target] > 0
-        said = (written[asked] @ table[1:].T).argmax(-1) + 1
+        said = (written[asked] @ embed_words(model.words.cpu(), table[1:]).T).argmax(-1) + 1
         shares[name] = float((said == cells[asked][:, target]).float().mean())
     return shares

@@ -1,8 +1,9 @@
 """`trisense train spark`: from nothing to a model that answers, in one command.
 
 Tokenizer -> bank of pictures and sounds -> `see` and `hear` warm the encoders up -> their features, computed once ->
-`align` teaches the projectors the language model's words -> `answer` trains the language model on questions about the
-world. Every part is kept in the run's folder and not made again, so the same command continues a run that was stopped.
+`read` trains the language model on questions about media that are written in words -> `align` teaches the projectors to
+write these words -> `answer` goes on with what they write. Every part is kept in the run's folder and not made again,
+so the same command continues a run that was stopped.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from trisense.model.senses import Sense
 from trisense.prompt import Processor, Prompt
 from trisense.recipe import Recipe, Stage
 from trisense.tokens import TextTokenizer
-from trisense.train.align import Align, Words, align_accuracy, align_batch
+from trisense.train.align import Align, align_accuracy, align_batch
 from trisense.train.loop import train
 from trisense.train.warmup import (
     Hear,
@@ -43,11 +44,13 @@ from trisense.train.warmup import (
     sound_accuracy,
     sound_batch,
 )
+from trisense.train.words import Read, Words
 
 # The last pictures and utterances of the bank, but at most a quarter, are for evaluation of a warm-up only; so are the
 # conversations from here on for `answer`.
 HELD_BACK = 512
 EVALUATION = 1 << 40
+Learner = TypeVar("Learner", TrisenseForConditionalGeneration, Read)
 # So many batches are drawn at once and sorted by length, so that little of a batch is padding.
 WINDOW = 8
 # The tokenizer learns from the words of so many contexts.
@@ -96,7 +99,7 @@ def train_spark(recipe: Recipe, out: Path, device: str = "auto", seed: int = 0, 
     model = build_model(recipe.design, processor)
     hear = Hear(sense_of(model, "audio"), processor.tokenizer.size)
     run = Run(recipe, processor, media, model, hear, out, device, seed)
-    steps = {"see": _see, "hear": _hear, "align": _align, "answer": _answer}
+    steps = {"see": _see, "hear": _hear, "read": _read, "align": _align, "answer": _answer}
     for name, stage in recipe.stages.items():
         steps[stage.learns](run, stage, out / name)
     folder = out / "model"
@@ -192,17 +195,21 @@ def _hear(run: Run, stage: Stage, out: Path) -> None:
     )
 
 
-def _align(run: Run, stage: Stage, out: Path) -> None:
+def _words(run: Run) -> Words:
     assert run.processor.image
-    words = Words(run.model, run.hear, run.processor.tokenizer, round(run.processor.image.tokens**0.5))
+    return Words(run.hear, run.processor.tokenizer, round(run.processor.image.tokens**0.5))
+
+
+def _align(run: Run, stage: Stage, out: Path) -> None:
+    words = _words(run)
+    _, held = held_back(len(run.bank.scenes), "pictures")
 
     def batch_at(number: int) -> Batch:
         rng = np.random.default_rng((run.seed, 3, number))
         return align_batch(run.bank, run.features, words, rng, stage.batch_size)
 
-    _, held = held_back(len(run.bank.scenes), "pictures")
     train(
-        Align(run.model),
+        Align(run.model).requires_grad_(),
         batch_at,
         stage,
         out,
@@ -212,19 +219,33 @@ def _align(run: Run, stage: Stage, out: Path) -> None:
     )
 
 
+def _read(run: Run, stage: Stage, out: Path) -> None:
+    run.model.senses.requires_grad_(False)
+    written = _words(run).of_bank(run.bank, run.features)
+    _converse(run, Read(run.model), Feed(run.bank, written, run.recipe.world, run.seed, stage.senses), stage, out)
+
+
 def _answer(run: Run, stage: Stage, out: Path) -> None:
-    model, processor = run.model, run.processor
-    feed = Feed(run.bank, run.features, run.recipe.world, run.seed)
     # The projectors write words as these were when they were aligned. Projectors that learned along had lost them in
-    # the end, so both stay as they are; unless the head, which has much to learn, shares the words.
-    model.senses.requires_grad_(False)
-    model.get_input_embeddings().requires_grad_(model.config.tie_word_embeddings)
+    # the end, so both stay as they are.
+    run.model.senses.requires_grad_(False)
+    run.model.get_input_embeddings().requires_grad_(False)
+    feed = Feed(run.bank, run.features, run.recipe.world, run.seed, stage.senses)
+    processor, shown = run.processor, [EVALUATION + n for n in range(4)]
+    _converse(run, run.model, feed, stage, out, lambda m: answer_samples(m, processor, feed, shown))
+
+
+def _converse(
+    run: Run, learner: Learner, feed: Feed, stage: Stage, out: Path, sample: Callable[[Learner], str] | None = None
+) -> None:
+    """Trains on the conversations of a feed."""
 
     @lru_cache(maxsize=2)
     def batches_of_like_length(window: int) -> list[list[Prompt]]:
         first, size = window * WINDOW * stage.batch_size, stage.batch_size
         prompts = sorted(
-            (feed.prompt(n, processor) for n in range(first, first + WINDOW * size)), key=lambda prompt: len(prompt.ids)
+            (feed.prompt(n, run.processor) for n in range(first, first + WINDOW * size)),
+            key=lambda prompt: len(prompt.ids),
         )
         batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
         random.Random(f"{run.seed}/{window}").shuffle(batches)
@@ -235,14 +256,14 @@ def _answer(run: Run, stage: Stage, out: Path) -> None:
 
     held = [EVALUATION + n for n in range(256)]
     train(
-        model,
+        learner,
         batch_at,
         stage,
         out,
         device=run.device,
         seed=run.seed,
-        evaluate=lambda m: answer_accuracy(m, processor, feed, held),
-        sample=lambda m: answer_samples(m, processor, feed, held[:4]),
+        evaluate=lambda m: answer_accuracy(m, run.processor, feed, held),
+        sample=sample,
     )
 
 
@@ -282,7 +303,7 @@ def frozen_features(model: TrisenseForConditionalGeneration, processor: Processo
 
 @torch.inference_mode()
 def answer_accuracy(
-    model: TrisenseForConditionalGeneration, processor: Processor, feed: Feed, numbers: list[int]
+    model: TrisenseForConditionalGeneration | Read, processor: Processor, feed: Feed, numbers: list[int]
 ) -> dict[str, float]:
     """Share of held-back questions whose answer would be decoded greedily to the letter, by the senses they need.
 

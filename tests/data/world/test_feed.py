@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,19 @@ def test_conversations_are_the_same_in_any_order() -> None:
     assert all_said(there, 7) == forward[7]
     assert len({str(one) for one in forward}) == 30
     assert forward != [all_said(feed(seed=1), number) for number in range(30)]
+
+
+def test_a_context_has_at_most_so_many_senses() -> None:
+    for most in (1, 2, 3):
+        some = replace(feed(), senses=most)
+        seen = set()
+        for number in range(60):
+            for conversation, questions in some.conversations(number):
+                *context, _ = conversation.messages[0].content
+                seen.add(tuple(type(part).__name__ for part in context))
+                assert all(len(question.senses) <= most for question in questions)
+        assert {len(senses) for senses in seen} == set(range(1, most + 1))
+        assert {one for senses in seen for one in senses} == {"Image", "Audio", "Text"}
 
 
 def test_answers_are_true_of_the_media_that_are_given() -> None:

@@ -39,12 +39,14 @@ class Feed:
     features: Features
     world: World
     seed: int
+    senses: int = 3  # a context has at most so many
 
     def conversations(self, number: int) -> list[tuple[Conversation, list[Question]]]:
         """Context `number` and `world.turns` questions about it, each in a conversation of its own or, with the chance
         `world.follow_up`, in that of the question before. Media parts hold features [S, E]."""
         rng = random.Random(f"{self.seed}/{number}")
         senses = {sense for sense, chance in self.world.present.items() if rng.random() < chance} or {"image"}
+        senses = set(rng.sample(sorted(senses), min(len(senses), self.senses)))
         picture = rng.randrange(len(self.bank.scenes))
         heard: list[int] = []
 

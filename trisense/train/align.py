@@ -30,6 +30,8 @@ DRAWN = list(CELL).index("text")
 class Align(nn.Module):
     """The projectors of a model and, as targets, sums of its own word embeddings, as they are at this moment."""
 
+    words: torch.Tensor
+
     def __init__(self, model: TrisenseForConditionalGeneration):
         super().__init__()
         senses = {name: cast(Sense, sense) for name, sense in model.senses.items()}

@@ -47,14 +47,15 @@ from trisense.train.warmup import (
 from trisense.train.words import Read, Words
 
 # The last pictures and utterances of the bank, but at most a quarter, are for evaluation of a warm-up only; so are the
-# conversations from here on for `answer`.
+# conversations from here on for `read` and `answer`.
 HELD_BACK = 512
 EVALUATION = 1 << 40
-Learner = TypeVar("Learner", TrisenseForConditionalGeneration, Read)
 # So many batches are drawn at once and sorted by length, so that little of a batch is padding.
 WINDOW = 8
 # The tokenizer learns from the words of so many contexts.
 TEXTS = 20_000
+
+Learner = TypeVar("Learner", TrisenseForConditionalGeneration, Read)
 
 
 def world_texts(seed: int, count: int) -> Iterator[str]:
@@ -126,6 +127,16 @@ class Run:
         """Asked for when the encoders have learned what they will."""
         return frozen_features(self.model, self.processor, self.bank, self.out / "features.npz")
 
+    @cached_property
+    def words(self) -> Words:
+        assert self.processor.image
+        return Words(self.hear, self.processor.tokenizer, round(self.processor.image.tokens**0.5))
+
+    @cached_property
+    def written(self) -> Features:
+        """The bank in words, which every stage that learns to `read` shares."""
+        return self.words.of_bank(self.bank, self.features)
+
 
 def _same_run(card: Path, recipe: Recipe, seed: int) -> None:
     """Keeps the resolved recipe with the run. Refuses what would silently meet parts made otherwise; the stages are
@@ -195,13 +206,8 @@ def _hear(run: Run, stage: Stage, out: Path) -> None:
     )
 
 
-def _words(run: Run) -> Words:
-    assert run.processor.image
-    return Words(run.hear, run.processor.tokenizer, round(run.processor.image.tokens**0.5))
-
-
 def _align(run: Run, stage: Stage, out: Path) -> None:
-    words = _words(run)
+    words = run.words
     _, held = held_back(len(run.bank.scenes), "pictures")
 
     def batch_at(number: int) -> Batch:
@@ -221,8 +227,8 @@ def _align(run: Run, stage: Stage, out: Path) -> None:
 
 def _read(run: Run, stage: Stage, out: Path) -> None:
     run.model.senses.requires_grad_(False)
-    written = _words(run).of_bank(run.bank, run.features)
-    _converse(run, Read(run.model), Feed(run.bank, written, run.recipe.world, run.seed, stage.senses), stage, out)
+    feed = Feed(run.bank, run.written, run.recipe.world, run.seed, stage.senses)
+    _converse(run, Read(run.model), feed, stage, out)
 
 
 def _answer(run: Run, stage: Stage, out: Path) -> None:

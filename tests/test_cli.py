@@ -73,10 +73,11 @@ def test_an_unknown_recipe_key_is_one_line_with_the_nearest_key(capsys: pytest.C
 
 
 def test_text_that_cannot_be_read_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):
-    latin, long = tmp_path / "latin.txt", tmp_path / "long.txt"
+    latin, long, blank = tmp_path / "latin.txt", tmp_path / "long.txt", tmp_path / "blank.txt"
     latin.write_bytes("Grüße".encode("latin-1"))
     long.write_bytes(b"a" * (1 << 20) + b"a")
-    for file in (tmp_path / "none.txt", tmp_path, latin, long):
+    blank.write_text(" \n")
+    for file in (tmp_path / "none.txt", tmp_path, latin, long, blank):
         assert str(file) in refusal(capsys, "ask", "--text-file", file, QUESTION)
 
 

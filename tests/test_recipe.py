@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trisense.errors import BadInput
-from trisense.recipe import Recipe, Stage, World, names, read
+from trisense.recipe import Contexts, Recipe, Stage, World, names, read
 
 SMALL = """
 name: small
@@ -67,15 +67,19 @@ def test_overrides_change_what_they_name_and_nothing_else(small: Path) -> None:
     before = read(small).model_dump()
     changed = read(
         small,
-        ["stages.answer.lr=1e-4", "stages.warm.steps=7", "world.present.image=0.5", "design.text.hidden_size=64"],
+        [
+            *("stages.answer.lr=1e-4", "stages.warm.steps=7", "design.text.hidden_size=64"),
+            "stages.answer.contexts.present.image=0.5",
+        ],
     ).model_dump()
     assert changed["stages"]["answer"].pop("lr") == 1e-4, "YAML 1.1 reads 1e-4 as a string"
     assert changed["stages"]["warm"].pop("steps") == 7
-    assert changed["world"].pop("present") == {"image": 0.5}, "a mapping the file does not give is given by the flag"
+    contexts = changed["stages"]["answer"].pop("contexts")
+    assert contexts["present"] == {"image": 0.5}, "a mapping the file does not give is given by the flag"
+    assert contexts["turns"] == Contexts().turns
     assert changed["design"]["text"].pop("hidden_size") == 64
-    for group, key in (("answer", "lr"), ("warm", "steps")):
+    for group, key in (("answer", "lr"), ("warm", "steps"), ("answer", "contexts")):
         before["stages"][group].pop(key)
-    before["world"].pop("present")
     assert changed == before
 
 
@@ -83,14 +87,14 @@ def test_the_last_override_counts_and_values_are_yaml(small: Path) -> None:
     recipe = read(
         small,
         [
-            "world.turns=2",
-            "world.turns=3",
+            "world.pictures=2",
+            "world.pictures=3",
             "design.senses={image: {width: 8}}",
             "description=a = b",
             "stages.warm.clip=2",
         ],
     )
-    assert recipe.world.turns == 3
+    assert recipe.world.pictures == 3
     assert recipe.design.senses == {"image": {"width": 8}}
     assert recipe.description == "a = b"
     assert recipe.stages["warm"].clip == 2.0
@@ -133,7 +137,7 @@ def test_no_override_ends_in_anything_but_a_recipe_or_one_refusal(override: str)
 )
 def test_no_value_ends_in_anything_but_a_recipe_or_one_refusal(value: Any) -> None:
     written = yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("\n...")
-    for key in ("design", "stages.see.lr", "world.present", "design.layout", "stages"):
+    for key in ("design", "stages.see.lr", "stages.read.contexts", "design.layout", "stages"):
         try:
             assert isinstance(read("spark", [f"{key}={written}"]), Recipe)
         except BadInput as error:
@@ -143,8 +147,10 @@ def test_no_value_ends_in_anything_but_a_recipe_or_one_refusal(value: Any) -> No
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("worl.turns=1", "unknown key 'worl' (did you mean 'world'?)"),
-        ("world.turn=1", "unknown key 'world.turn' (did you mean 'turns'?)"),
+        ("worl.pictures=1", "unknown key 'worl' (did you mean 'world'?)"),
+        ("world.picture=1", "unknown key 'world.picture' (did you mean 'pictures'?)"),
+        ("stages.answer.contexts.turn=1", "unknown key 'stages.answer.contexts.turn' (did you mean 'turns'?)"),
+        ("stages.warm.contexts={turns: 1}", "stages.warm.contexts: is for stages that learn to read or answer; leave"),
         ("stages.warm.stps=1", "unknown key 'stages.warm.stps' (did you mean 'steps'?)"),
         ("design.vison={}", "unknown key 'design.vison' (did you mean 'vision'?)"),
         ("design.layout.anser=x", "unknown key 'design.layout.anser' (did you mean 'answer'?)"),
@@ -158,7 +164,7 @@ def test_no_value_ends_in_anything_but_a_recipe_or_one_refusal(value: Any) -> No
         ("stages.warm=", "stages.warm: "),
         ("stages=[1, 2]", "stages: "),
         ("design={}", "design.text is missing"),
-        ("world.present={smell: 1}", "world.present.smell"),
+        ("stages.answer.contexts.present={smell: 1}", "stages.answer.contexts.present.smell"),
         ("name.first=x", "'name' holds a value, not keys"),
         ("world", "expected key=value, such as stages.answer.lr=1e-4"),
         ("=3", "expected key=value"),

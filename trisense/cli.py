@@ -293,13 +293,15 @@ def _need(extra: str, *modules: str) -> None:
 
 
 def _read_text(file: str) -> str:
-    """The UTF-8 text of `file`. Raises BadInput, naming it."""
+    """The UTF-8 text of `file`, which is not empty. Raises BadInput, naming it."""
     try:
         with open(file, "rb") as handle:
             data = handle.read(MAX_TEXT_BYTES + 1)
     except (OSError, ValueError) as error:
         raise BadInput(f"{file}: cannot be read as a text file ({getattr(error, 'strerror', None) or error})") from None
-    return _decode(data, file).strip()
+    if text := _decode(data, file).strip():
+        return text
+    raise BadInput(f"{file}: holds no text, expected some: write it, or leave the file out")
 
 
 def _decode(data: bytes, name: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from trisense.chat import Layout
 from trisense.errors import BadInput
@@ -49,23 +49,31 @@ class Design(_Options):
 
 
 class World(_Options):
-    """How much of the small world is drawn and spoken before training; questions about it are made as they are needed.
-
-    turns: questions asked about one context. follow_up: chance that a question continues the conversation of the one
-    before it; otherwise it is asked alone. present: chance of each sense to be part of a context.
-    """
+    """How many pictures and utterances of the small world are drawn and spoken before training."""
 
     pictures: Positive = 60_000
     utterances: Positive = 30_000
+
+
+class Contexts(_Options):
+    """The contexts that a language model learns from, and the questions about them; both are made as they are needed.
+
+    present: chance of each sense to be part of a context. senses: a context has at most so many. turns: questions asked
+    about one context. follow_up: chance that a question continues the conversation of the one before it; otherwise it
+    is asked alone.
+    """
+
+    present: dict[Literal["image", "audio", "text"], float] = {"image": 0.85, "audio": 0.75, "text": 0.7}
+    senses: Annotated[int, Field(ge=1, le=3)] = 3
+    joined: bool = False
     turns: Positive = 8
     follow_up: Annotated[float, Field(ge=0, le=1)] = 0.2
-    present: dict[Literal["image", "audio", "text"], float] = {"image": 0.85, "audio": 0.75, "text": 0.7}
 
 
 class Stage(_Options):
     """One stage of training. `learns` says what: `see` and `hear` warm an encoder up, `read` trains the language model
     on media written in words, `align` teaches the projectors these words, `answer` trains the language model on what
-    frozen encoders and projectors make of the media. senses: a context has at most so many."""
+    frozen encoders and projectors make of the media. contexts: of `read` and `answer`; None for the defaults."""
 
     learns: Literal["see", "hear", "read", "align", "answer"]
     steps: Positive
@@ -79,8 +87,15 @@ class Stage(_Options):
     precision: Literal["float32", "bf16"] = "float32"
     log_every: Positive = 50
     evaluate_every: Positive = 500
-    senses: Annotated[int, Field(ge=1, le=3)] = 3
     save_every: Positive = 500
+    contexts: Contexts | None = None
+
+    @field_validator("contexts")
+    @classmethod
+    def _only_where_asked(cls, contexts: Contexts | None, info: ValidationInfo) -> Contexts | None:
+        if contexts and info.data.get("learns") not in ("read", "answer"):
+            raise ValueError("is for stages that learn to read or answer; leave it out")
+        return contexts
 
 
 class Recipe(_Options):

@@ -10,7 +10,7 @@ import torch
 
 from trisense.chat import Layout, Markers
 from trisense.errors import BadInput
-from trisense.model.build import build_model, build_processor, train_tokenizer
+from trisense.model.build import LOOK_BACK, build_model, build_processor, train_tokenizer
 from trisense.preprocess import AudioProcessor, ImageProcessor
 from trisense.recipe import Design
 
@@ -170,3 +170,22 @@ def test_grouped_keys_keep_their_own_weights():
         .self_attn
     )
     assert attention.k_proj.weight.shape != attention.q_proj.weight.shape
+
+
+def test_a_first_layer_with_biases_begins_by_looking_back():
+    """Its four heads attend most to what stands 1, 2, 3 and 5 places before, whatever stands there."""
+    text = {**design().text, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+    biased = design(text={**text, "attention_bias": True})
+    torch.manual_seed(0)
+    model = build_model(biased, build_processor(biased, train_tokenizer(TEXTS, biased)))
+    model.set_attn_implementation("eager")
+    attended = model(input_ids=torch.randint(100, 250, (1, 30)), output_attentions=True).attentions[0][0]  # [4, 30, 30]
+    for head, back in enumerate(LOOK_BACK):
+        assert attended[head, 10:].argmax(-1).tolist() == [place - back for place in range(10, 30)]
+
+
+def test_a_first_layer_without_biases_does_not():
+    torch.manual_seed(0)
+    attention: Any = build_model(design(), build_processor(design(), train_tokenizer(TEXTS, design()))).language_model
+    first = attention.model.layers[0].self_attn
+    assert first.q_proj.bias is None and torch.equal(first.q_proj.weight, first.k_proj.weight)

@@ -12,7 +12,7 @@ import torch
 from trisense.cli import main
 from trisense.data.world.feed import Feed, featured
 from trisense.errors import BadInput
-from trisense.recipe import Recipe, read
+from trisense.recipe import Contexts, Recipe, read
 from trisense.train import spark
 from trisense.train.spark import answer_accuracy, answer_samples, frozen_features, held_back, train_spark, world_texts
 
@@ -31,12 +31,12 @@ SMALL = (
     "design.senses.audio.width=32",
     "world.pictures=40",
     "world.utterances=60",
-    "world.turns=2",
     *(
         f"stages.{stage}.{option}"
         for stage in read("spark").stages
         for option in ("steps=4", "batch_size=4", "precision=float32", "warmup_steps=2", "save_every=2", "log_every=1")
     ),
+    *(f"stages.{name}.contexts.turns=2" for name, stage in read("spark").stages.items() if stage.contexts),
 )
 
 
@@ -134,7 +134,7 @@ def test_a_run_of_other_options_is_refused(made: Path, tmp_path: Path) -> None:
     for named, overrides, seed in (
         ("another seed", LONGER, 1),
         ("another design", (*LONGER, "design.vocabulary=401"), 0),
-        ("another world", (*LONGER, "world.turns=3"), 0),
+        ("another world", (*LONGER, "world.pictures=41"), 0),
         ("lr=0.002, now 0.1", (*LONGER, "stages.see.lr=0.1"), 0),
         ("steps=150, now 4", (), 0),
     ):
@@ -158,7 +158,7 @@ def test_accuracy_is_what_greedy_decoding_gets_right(made: Path) -> None:
     assert processor.audio
     bank = Bank(made / "bank", 40, 60, 0, 96, processor.audio)
     features = frozen_features(model, processor, bank, made / "features.npz")
-    feed = Feed(bank, features, recipe.world, seed=0)
+    feed = Feed(bank, features, recipe.stages["answer"].contexts or Contexts(), seed=0)
     numbers = list(range(60))  # conversations of the training, of which some are known
     right: dict[str, list[bool]] = {}
     for conversation, questions in (one for number in numbers for one in feed.conversations(number)):

@@ -30,7 +30,7 @@ from trisense.model.build import build_model, build_processor, train_tokenizer
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.senses import Sense
 from trisense.prompt import Processor, Prompt
-from trisense.recipe import Recipe, Stage
+from trisense.recipe import Contexts, Recipe, Stage
 from trisense.tokens import TextTokenizer
 from trisense.train.align import Align, align_accuracy, align_batch
 from trisense.train.loop import train
@@ -227,7 +227,7 @@ def _align(run: Run, stage: Stage, out: Path) -> None:
 
 def _read(run: Run, stage: Stage, out: Path) -> None:
     run.model.senses.requires_grad_(False)
-    feed = Feed(run.bank, run.written, run.recipe.world, run.seed, stage.senses)
+    feed = Feed(run.bank, run.written, stage.contexts or Contexts(), run.seed)
     _converse(run, Read(run.model), feed, stage, out)
 
 
@@ -236,7 +236,7 @@ def _answer(run: Run, stage: Stage, out: Path) -> None:
     # the end, so both stay as they are.
     run.model.senses.requires_grad_(False)
     run.model.get_input_embeddings().requires_grad_(False)
-    feed = Feed(run.bank, run.features, run.recipe.world, run.seed, stage.senses)
+    feed = Feed(run.bank, run.features, stage.contexts or Contexts(), run.seed)
     processor, shown = run.processor, [EVALUATION + n for n in range(4)]
     _converse(run, run.model, feed, stage, out, lambda m: answer_samples(m, processor, feed, shown))
 

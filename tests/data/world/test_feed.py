@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,12 +14,12 @@ from trisense.data.world.bank import Bank, scene_at, utterance_at
 from trisense.data.world.facts import HELD_OUT
 from trisense.data.world.feed import Features, Feed, converse, featured
 from trisense.data.world.single import Question
-from trisense.recipe import World
+from trisense.recipe import Contexts
 
 PICTURES, UTTERANCES, WIDTH = 40, 300, 3
 
 
-def feed(seed: int = 0, **world) -> Feed:
+def feed(seed: int = 0, **contexts) -> Feed:
     """A feed over facts without media: picture i has features of i, sound i has 1 + i % 4 vectors of i."""
     bank = object.__new__(Bank)
     bank.scenes = [scene_at(0, "train", i) for i in range(PICTURES)]
@@ -31,7 +30,7 @@ def feed(seed: int = 0, **world) -> Feed:
         np.repeat(np.arange(UTTERANCES, dtype=np.float16), lengths)[:, None].repeat(WIDTH, 1),
         np.concatenate([[0], np.cumsum(lengths)]),
     )
-    return Feed(bank, features, World(**world), seed)
+    return Feed(bank, features, Contexts(**contexts), seed)
 
 
 def said(conversation: Conversation) -> list[tuple[str, object]]:
@@ -60,7 +59,7 @@ def test_conversations_are_the_same_in_any_order() -> None:
 
 def test_a_context_has_at_most_so_many_senses() -> None:
     for most in (1, 2, 3):
-        some = replace(feed(), senses=most)
+        some = feed(senses=most)
         seen = set()
         for number in range(60):
             for conversation, questions in some.conversations(number):
@@ -69,6 +68,25 @@ def test_a_context_has_at_most_so_many_senses() -> None:
                 assert all(len(question.senses) <= most for question in questions)
         assert {len(senses) for senses in seen} == set(range(1, most + 1))
         assert {one for senses in seen for one in senses} == {"Image", "Audio", "Text"}
+
+
+def test_joined_contexts_are_asked_about_all_their_senses() -> None:
+    """With the same senses as without, and nearly all of them have such a question; without, not half of them."""
+
+    def shares(joined: bool) -> tuple[list[int], float]:
+        source = feed(joined=joined)
+        given, whole = [], []
+        for number in range(100):
+            conversations = source.conversations(number)
+            if conversations:
+                *context, _ = conversations[0][0].messages[0].content
+                given.append(len(context))
+                whole.append(any(len(q.senses) == len(context) for _, questions in conversations for q in questions))
+        return given, sum(whole) / len(whole)
+
+    (senses, plain), (same_senses, joined) = shares(False), shares(True)
+    assert sorted(set(senses)) == [1, 2, 3] and senses == same_senses
+    assert joined > 0.95 and joined > plain + 0.2
 
 
 def test_answers_are_true_of_the_media_that_are_given() -> None:

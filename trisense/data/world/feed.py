@@ -9,12 +9,15 @@ import numpy as np
 
 from trisense.chat import Audio, Conversation, Image, Message, Text, render
 from trisense.data.world.bank import Bank
-from trisense.data.world.contexts import make_context
+from trisense.data.world.contexts import Context, make_context
 from trisense.data.world.facts import Topic, Utterance
-from trisense.data.world.questions import ask_many
+from trisense.data.world.questions import ask_any, ask_many
 from trisense.data.world.single import Question
 from trisense.prompt import Processor, Prompt, fan
-from trisense.recipe import World
+from trisense.recipe import Contexts
+
+# So often is a context drawn again in search of one whose senses can be joined.
+REDRAWS = 10
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,30 @@ class Feed:
 
     bank: Bank
     features: Features
-    world: World
+    contexts: Contexts
     seed: int
-    senses: int = 3  # a context has at most so many
 
     def conversations(self, number: int) -> list[tuple[Conversation, list[Question]]]:
-        """Context `number` and `world.turns` questions about it, each in a conversation of its own or, with the chance
-        `world.follow_up`, in that of the question before. Media parts hold features [S, E]."""
+        """Context `number` and `contexts.turns` questions about it, each in a conversation of its own or, with the
+        chance `contexts.follow_up`, in that of the question before. Media parts hold features [S, E]."""
         rng = random.Random(f"{self.seed}/{number}")
-        senses = {sense for sense, chance in self.world.present.items() if rng.random() < chance} or {"image"}
-        senses = set(rng.sample(sorted(senses), min(len(senses), self.senses)))
+        senses = {sense for sense, chance in self.contexts.present.items() if rng.random() < chance} or {"image"}
+        senses = set(rng.sample(sorted(senses), min(len(senses), self.contexts.senses)))
+        context, parts = self._draw(rng, senses)
+        for _ in range(REDRAWS if self.contexts.joined else 0):
+            if ask_any(rng, context, context.senses):
+                break
+            context, parts = self._draw(rng, senses)
+        asked: list[list[Question]] = []
+        for question in ask_many(rng, context, self.contexts.turns):
+            if asked and rng.random() < self.contexts.follow_up:
+                asked[-1].append(question)
+            else:
+                asked.append([question])
+        return [(converse(parts, questions), questions) for questions in asked]
+
+    def _draw(self, rng: random.Random, senses: set[str]) -> tuple[Context, tuple[Image | Audio | Text, ...]]:
+        """A context of these senses: its facts, and its parts with features."""
         picture = rng.randrange(len(self.bank.scenes))
         heard: list[int] = []
 
@@ -62,13 +79,7 @@ class Feed:
             parts.append(Audio(audio=self.features.audio(heard[-1])))
         if context.note:
             parts.append(Text(text=context.note.text))
-        asked: list[list[Question]] = []
-        for question in ask_many(rng, context, self.world.turns):
-            if asked and rng.random() < self.world.follow_up:
-                asked[-1].append(question)
-            else:
-                asked.append([question])
-        return [(converse(tuple(parts), questions), questions) for questions in asked]
+        return context, tuple(parts)
 
     def prompt(self, number: int, processor: Processor) -> Prompt:
         """Conversations `number`, rendered as one fan; `values` are the features in place of pixels and mels. It is

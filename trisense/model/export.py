@@ -1,8 +1,9 @@
 """A torch model -> a folder of ONNX parts for `engines/onnx.py`, which describes its files.
 
 The parts are the unchanged modules of the model behind thin wrappers that only rename inputs and outputs. `int8` keeps
-the weights of matrix products in 8 bits, one scale per output channel (activations are quantised as they come), and the
-embedding table in 8 bits, one scale per row; the rest, convolutions among it, stays float32.
+the weights of matrix products in 8 bits, one scale per output and 32 inputs, and the embedding table in 8 bits, one
+scale per row; the rest, convolutions and everything computed among it, stays float32. (Were what is computed rounded
+too, an answer would depend on how much of the prompt is read at once.)
 
 Letters: T positions, P positions in the cache, K wanted rows of logits, D width of the language model, V vocabulary,
 E width of an encoder, S feature vectors of one medium, M mel bins, F log-mel frames.
@@ -237,22 +238,15 @@ def _write(part: _Part, path: Path) -> None:
 
 
 def _quantise(path: Path) -> None:
-    """Weights of matrix products to int8 per output channel, in place."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+    """Weights of matrix products to int8 by blocks of 32 inputs, in place; what is computed stays float32."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     aside = path.with_suffix(".int8")
     large = path.with_suffix(".onnx.data")
     with _quiet():
-        quantize_dynamic(
-            path,
-            aside,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            per_channel=True,
-            # Seven bits: eight overflow 16-bit sums on processors without VNNI, so answers would depend on the machine.
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-            use_external_data_format=large.exists(),
-        )
+        quantizer = MatMulNBitsQuantizer(str(path), bits=8, block_size=32, is_symmetric=True)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(aside), use_external_data_format=large.exists())
     large.unlink(missing_ok=True)
     aside.replace(path)
 

@@ -246,7 +246,8 @@ def _quantise(path: Path) -> None:
     with _quiet():
         quantizer = MatMulNBitsQuantizer(str(path), bits=8, block_size=32, is_symmetric=True)
         quantizer.process()
-        quantizer.model.save_model_to_file(str(aside), use_external_data_format=large.exists())
+        quantized: Any = quantizer.model
+        quantized.save_model_to_file(str(aside), use_external_data_format=large.exists())
     large.unlink(missing_ok=True)
     aside.replace(path)
 

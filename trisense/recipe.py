@@ -60,7 +60,8 @@ class Contexts(_Options):
 
     present: chance of each sense to be part of a context. senses: a context has at most so many. turns: questions asked
     about one context. follow_up: chance that a question continues the conversation of the one before it; otherwise it
-    is asked alone.
+    is asked alone. joined: whether a context is drawn again (ten times at most) until a question that joins all its
+    senses fits it.
     """
 
     present: dict[Literal["image", "audio", "text"], float] = {"image": 0.85, "audio": 0.75, "text": 0.7}

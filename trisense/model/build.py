@@ -106,8 +106,8 @@ def _look_back(language_model: nn.Module) -> None:
 
     A thing in a note then carries who has it, and the layers above find the one by the other; without, that is not
     learned in the time (docs/log.md). Rotary positions turn queries and keys by their place, so constant ones, which is
-    to say biases, attend by distance alone. A language model that has no biases there, grouped keys or other positions
-    than Llama's keeps its own weights.
+    to say biases, attend by distance alone, in Llama's order of the turned pairs. A language model without biases
+    there, with grouped keys or without rotary positions over whole heads keeps its own weights.
     """
     attention: Any = next((m for m in language_model.modules() if hasattr(m, "q_proj") and hasattr(m, "k_proj")), None)
     rotary: Any = next((m for name, m in language_model.named_modules() if name.endswith("rotary_emb")), None)

@@ -111,8 +111,15 @@ class Checker:
         self.used = set()
         for pattern, answer in _RULES:
             if found := pattern.fullmatch(question):
-                return answer(self, *found.groups())
+                short = answer(self, *found.groups())
+                return self.step_between(short) if re.search(rf"the thing that {_PERSON} has", question) else short
         raise AssertionError(f"no rule for {question!r}")
+
+    def step_between(self, short: str) -> str:
+        """The answer about the named person's thing, after what that thing is."""
+        person = self.hear().person
+        said = f"{person} has the {self.property_of(person)}"
+        return f"{said}. {short}" if short in LACKS.values() else f"{said}: {short}"
 
     def see(self) -> list[Thing]:
         self.used.add("image")

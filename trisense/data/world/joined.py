@@ -159,26 +159,30 @@ _PERSON = ("the named person", "the person the speaker names")
 
 
 def ask_named_persons_thing(rng: random.Random, c: Context) -> Question | None:
+    """Voice to note to picture. The answer says the step between (`Ben has the blue fish: bottom right`): a small model
+    that writes it down can build on it, and whoever reads it sees what was heard and read (scratchpads, Nye et al.
+    2021, arXiv:2112.00114)."""
     u, n = c.utterance, c.note
     assert u and n
     if u.topic != "person" or n.topic != "has" or u.people[0] not in n.people:
         return None
     i = n.people.index(u.people[0])
     found = find(c, n.kinds[i], n.colours[i] if n.colours else "")
+    has = f"{u.people[0]} has the {n.colours[i]} {n.kinds[i]}" if n.colours else f"{u.people[0]} has the {n.kinds[i]}"
     thing = f"the thing that {rng.choice(_PERSON)} has"
     choice = rng.random()
     if choice < 0.3:
         form = rng.choice(("Is {} in the picture?", "Does the picture show {}?"))
-        return Question(form.format(thing), yes_no(bool(found)), SENSES, "three: shown?")
+        return Question(form.format(thing), f"{has}: {yes_no(bool(found))}", SENSES, "three: shown?")
     if len(found) != 1:
-        return (
-            Question(f"Where is {thing}?", NOT_SHOWN, (), "three: where") if not found and rng.random() < 0.3 else None
-        )
+        if found or rng.random() > 0.3:
+            return None
+        return Question(f"Where is {thing}?", f"{has}. {NOT_SHOWN}", (), "three: where")
     if choice < 0.5 and not n.colours:
-        return Question(f"What color is {thing}?", found[0].colour, SENSES, "three: colour")
+        return Question(f"What color is {thing}?", f"{has}: {found[0].colour}", SENSES, "three: colour")
     if choice < 0.6:
-        return Question(f"What size is {thing}?", found[0].size, SENSES, "three: size")
-    return Question(f"Where is {thing}?", found[0].place, SENSES, "three: where")
+        return Question(f"What size is {thing}?", f"{has}: {found[0].size}", SENSES, "three: size")
+    return Question(f"Where is {thing}?", f"{has}: {found[0].place}", SENSES, "three: where")
 
 
 def ask_listed_named_shown(rng: random.Random, c: Context) -> Question | None:

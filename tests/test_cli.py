@@ -54,6 +54,7 @@ def shell(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
         (["ask", "--temperature", "-1", QUESTION], "'--temperature'"),
         (["ask", "two", "questions"], "questions"),
         (["ask", "  "], "question is empty"),
+        (["ask", "--text", " ", "Who has the cup?"], "--text is empty"),
         (["serve", "--port", "70000"], "'--port'"),
         (["export", "onnx", "folder", "--weights", "int3"], "int8"),
         (["train", "spark"], "'--out'"),

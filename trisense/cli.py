@@ -122,6 +122,8 @@ def ask(
         question = _decode(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "the question on stdin").strip()
     if not question.strip():
         raise BadInput("the question is empty: write it as the last argument, or pipe it in with -")
+    if not all(text.strip() for text in texts):
+        raise BadInput("--text is empty: write what is to be read, or leave it out")
     texts += tuple(_read_text(file) for file in text_files)
     if verbose and not as_json:
         given = [("image", image) for image in images] + [("audio", audio) for audio in audios]

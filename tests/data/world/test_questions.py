@@ -105,14 +105,11 @@ def test_each_of_its_senses_decides_the_answer(asked: list[tuple[Context, Questi
         assert changed[key] / count > 0.25, key
 
 
-def test_training_never_shows_says_writes_or_asks_a_held_out_pair() -> None:
-    rng = random.Random(0)
+def test_training_never_shows_says_or_writes_a_held_out_pair() -> None:
     for split in ("train", "test"):
         for context in contexts(3000, split):
             naive = checker(context)
             assert not pairs(naive.scene, naive.words, naive.text) & HELD_OUT
-            for question in ask_many(rng, context, 4):
-                assert not pairs(None, question.text, question.answer) & HELD_OUT
     unseen = [checker(context) for context in contexts(300, "unseen")]
     found = set().union(*(pairs(naive.scene, naive.words, naive.text) for naive in unseen))
     assert found >= HELD_OUT

@@ -275,18 +275,15 @@ _PHRASE = rf"({_NAMED}|the thing that (?:\w+|{_PERSON}) has|the (?:\w+ )?\w+)"
 _RULES = [
     (re.compile(pattern), answer)
     for pattern, answer in {
-        # about a sense as a whole
+        # about a sense as a whole, most of them asked only when it is missing
         r"(?:What is in the picture\?|Name the things in the picture\.|Describe the picture\.)": _all,
-        r"(?:What does the text say\?|Write down the text\.)": lambda c: c.note() and c.text,
-        r"What is on the list\?": lambda c: ", ".join(c.note().listed),
+        r"(?:What does the text say|What is on the list)\?": lambda c: str(c.note()),
+        r"(?:Where|What color) is the (\w+) in the picture\?": lambda c, name: str(c.shown(name)),
         # the picture
         rf"(?:What is at|What is in|Which thing is at) the {_PLACE}\?": _at,
         r"Which color does the (\w+) have\?": lambda c, name: c.attribute(name, "colour"),
         r"What is the color of the (\w+)\?": lambda c, name: c.attribute(name, "colour"),
-        r"What color is the (\w+) in the picture\?": lambda c, name: c.attribute(name, "colour"),
-        rf"Where (?:in the picture is the {_NAME}|is the {_NAME} in the picture)\?": lambda c, *names: c.attribute(
-            names[0] or names[1], "place"
-        ),
+        rf"Where in the picture is the {_NAME}\?": lambda c, name: c.attribute(name, "place"),
         r"How many things are in the picture\?": lambda c: NUMBERS[len(c.see())],
         r"How many (\w+) things are there\?": lambda c, colour: NUMBERS[sum(t.colour == colour for t in c.see())],
         r"How many (\w+) are there\?": lambda c, kinds: NUMBERS[len(c.shown(_singular(kinds)))],

@@ -105,7 +105,6 @@ def test_answers_are_true_of_the_media_that_are_given() -> None:
                 else:
                     naive.text = part.text
             assert not pairs(naive.scene, naive.words, naive.text) & HELD_OUT
-            assert not any(pairs(None, question.text, question.answer) & HELD_OUT for question in questions)
             absent = {no for no, _ in REFUSALS.values()}
             asked = conversation.messages[::2]
             for message, reply, question in zip(asked, conversation.messages[1::2], questions, strict=True):

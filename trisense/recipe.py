@@ -61,12 +61,13 @@ class Contexts(_Options):
     present: chance of each sense to be part of a context. senses: a context has at most so many. turns: questions asked
     about one context. follow_up: chance that a question continues the conversation of the one before it; otherwise it
     is asked alone. joined: whether a context is drawn again (ten times at most) until a question that joins all its
-    senses fits it.
+    senses fits it. steps: whether answers that take a step between say it.
     """
 
     present: dict[Literal["image", "audio", "text"], float] = {"image": 0.85, "audio": 0.75, "text": 0.7}
     senses: Annotated[int, Field(ge=1, le=3)] = 3
     joined: bool = False
+    steps: bool = True
     turns: Positive = 8
     follow_up: Annotated[float, Field(ge=0, le=1)] = 0.2
 

@@ -56,6 +56,8 @@ class Feed:
             context, parts = self._draw(rng, senses)
         asked: list[list[Question]] = []
         for question in ask_many(rng, context, self.contexts.turns):
+            if not self.contexts.steps:
+                question = question.without_step()
             if asked and rng.random() < self.contexts.follow_up:
                 asked[-1].append(question)
             else:

@@ -159,9 +159,9 @@ _PERSON = ("the named person", "the person the speaker names")
 
 
 def ask_named_persons_thing(rng: random.Random, c: Context) -> Question | None:
-    """Voice to note to picture. The answer says the step between (`Ben has the blue fish: bottom right`): a small model
-    that writes it down can build on it, and whoever reads it sees what was heard and read (scratchpads, Nye et al.
-    2021, arXiv:2112.00114)."""
+    """Voice to note to picture. The answer begins with the step between (`Ben has the blue fish: bottom right`): a
+    small model that has written it down can build on it, and whoever reads it sees what was heard and read
+    (scratchpads, Nye et al. 2021, arXiv:2112.00114)."""
     u, n = c.utterance, c.note
     assert u and n
     if u.topic != "person" or n.topic != "has" or u.people[0] not in n.people:
@@ -173,16 +173,16 @@ def ask_named_persons_thing(rng: random.Random, c: Context) -> Question | None:
     choice = rng.random()
     if choice < 0.3:
         form = rng.choice(("Is {} in the picture?", "Does the picture show {}?"))
-        return Question(form.format(thing), f"{has}: {yes_no(bool(found))}", SENSES, "three: shown?")
+        return Question(form.format(thing), f"{has}: {yes_no(bool(found))}", SENSES, "three: shown?", has)
     if len(found) != 1:
         if found or rng.random() > 0.3:
             return None
-        return Question(f"Where is {thing}?", f"{has}. {NOT_SHOWN}", (), "three: where")
+        return Question(f"Where is {thing}?", f"{has}. {NOT_SHOWN}", (), "three: where", has)
     if choice < 0.5 and not n.colours:
-        return Question(f"What color is {thing}?", f"{has}: {found[0].colour}", SENSES, "three: colour")
+        return Question(f"What color is {thing}?", f"{has}: {found[0].colour}", SENSES, "three: colour", has)
     if choice < 0.6:
-        return Question(f"What size is {thing}?", f"{has}: {found[0].size}", SENSES, "three: size")
-    return Question(f"Where is {thing}?", f"{has}: {found[0].place}", SENSES, "three: where")
+        return Question(f"What size is {thing}?", f"{has}: {found[0].size}", SENSES, "three: size", has)
+    return Question(f"Where is {thing}?", f"{has}: {found[0].place}", SENSES, "three: where", has)
 
 
 def ask_listed_named_shown(rng: random.Random, c: Context) -> Question | None:

@@ -70,7 +70,7 @@ QUESTIONS: dict[tuple[str, ...], dict[Ask, float]] = {
         ask_count: 2,
         ask_exists: 1.5,
         ask_relation: 2.5,
-        ask_size: 3,
+        ask_size: 1,
         ask_drawn: 2,
     },
     ("audio",): {ask_transcript: 2, ask_named: 2, ask_mentions: 1, ask_spoken_fact: 3},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 
 from trisense.data.world.contexts import Context
@@ -17,12 +17,18 @@ NOT_WRITTEN = "The text does not say that."
 
 @dataclass(frozen=True)
 class Question:
-    """`senses`: where the answer is; empty when it is in none of those given (then `answer` says so)."""
+    """`senses`: where the answer is; empty when it is in none of those given (then `answer` says so). `step`: where one
+    thing must be found before another, the first, in words; `answer` begins with it."""
 
     text: str
     answer: str
     senses: tuple[str, ...]
     task: str = ""
+    step: str = ""
+
+    def without_step(self) -> Question:
+        """The same question, answered in a word."""
+        return replace(self, answer=self.answer[len(self.step) :].lstrip(":. "), step="")
 
 
 # --- what the questions look up ------------------------------------------------------------------------------------

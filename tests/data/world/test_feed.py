@@ -89,6 +89,19 @@ def test_joined_contexts_are_asked_about_all_their_senses() -> None:
     assert joined > 0.95 and joined > plain + 0.2
 
 
+def test_the_recipe_says_whether_answers_say_the_step_between() -> None:
+    """The same questions about the same contexts, so that a stage may begin with the short answers."""
+    long, short = feed(joined=True), feed(joined=True, steps=False)
+    for number in range(60):
+        asked = long.questions(number)
+        assert short.questions(number) == [question.without_step() for question in asked]
+        answers = [message.content[0].text for c, _ in short.conversations(number) for message in c.messages[1::2]]
+        assert answers == [question.answer for question in short.questions(number)]
+    steps = [question for number in range(60) for question in long.questions(number) if question.step]
+    assert len(steps) > 20
+    assert all(question.answer.startswith(f"{question.step}: ") for question in steps if question.senses)
+
+
 def test_answers_are_true_of_the_media_that_are_given() -> None:
     """From the parts alone: the features tell which picture and which voice of the bank they are."""
     source, questions_seen = feed(), 0

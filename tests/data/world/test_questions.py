@@ -178,6 +178,14 @@ def test_by_hand_one_two_and_three_senses() -> None:
     assert heard["Is the named thing left of the cup?"].answer == "no"
 
 
+def test_an_answer_without_the_step_between_is_the_rest_of_it() -> None:
+    found = Question("Where?", "Ben has the star: bottom center", SENSES, "three: where", "Ben has the star")
+    assert found.without_step() == Question("Where?", "bottom center", SENSES, "three: where")
+    lost = Question("Where?", "Ben has the hat. The picture does not show that.", (), "three: where", "Ben has the hat")
+    assert lost.without_step().answer == "The picture does not show that."
+    assert found.without_step().without_step() == found.without_step()
+
+
 def test_what_is_in_no_sense_is_said() -> None:
     nowhere = Context(SCENE, Utterance("the hat", "thing", kinds=("hat",)), None)
     questions = asked_of(nowhere, ("image", "audio"))

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from trisense.chat import Audio, Conversation, Image, Layout, Markers, Message, Rendered, Text, dump, render
 from trisense.errors import BadInput
+from trisense.recipe import read
 from trisense.tokens import TextTokenizer
 
 # What models use, special in the sense of tokenizers; `<think>` is the kind that Qwen adds without calling it special.
@@ -70,11 +71,6 @@ SPARK = Layout(
     answer=Markers("<|a|>", "<|end|>"),
 )
 EDEN_SYSTEM = "You are a helpful assistant good at answering questions based on the given context."
-EDEN = Layout(
-    start=f"<|system|>\n{EDEN_SYSTEM}<|end|>\n<|user|>\n",
-    question=Markers("\n", "<|end|>\n"),
-    answer=Markers("<|assistant|>\n", "<|end|>"),
-)
 
 
 def slots(part: Image | Audio) -> int:
@@ -116,7 +112,7 @@ def shown(rendered: Rendered) -> str:
             id="spark",
         ),
         pytest.param(
-            Layout(question=Markers("\nHuman### ", ""), answer=Markers("\nAI### ", "<|endoftext|>")),
+            read("context-gpt").design.layout,
             Conversation.ask("What is it?", images=[49]).answered("A cat."),
             "[image x49]\nHuman### What is it?\nAI### «A cat.<|endoftext|>»",
             id="context-gpt",
@@ -133,30 +129,26 @@ def shown(rendered: Rendered) -> str:
             id="context-gpt align",
         ),
         pytest.param(
-            Layout(answer=Markers("", "<|endoftext|>")),
+            read("tinyclip-phi2").design.layout,
             Conversation.ask("describe", images=[49], texts=["heard words "]).answered(" a cat"),
             "[image x49]heard words describe« a cat<|endoftext|>»",
             id="tinyclip-phi2",
         ),
         pytest.param(
-            Layout(
-                image=Markers("", "caption image:"),
-                question=Markers("", "end of question:"),
-                answer=Markers("", "<|endoftext|>"),
-            ),
+            read("jnana").design.layout,
             Conversation.ask("what is it", images=[49], texts=["heard ", "read "]).answered("a cat"),
             "[image x49]caption image:heard read what is itend of question:«a cat<|endoftext|>»",
             id="jnana",
         ),
         pytest.param(
-            EDEN,
+            read("ft35").design.layout,
             Conversation.ask("What is it?", images=[1]).answered("A cat."),
             f"<|system|>\n{EDEN_SYSTEM}<|end|>\n<|user|>\n[image x1]\nWhat is it?<|end|>\n"
             "<|assistant|>\n«A cat.<|end|>»",
             id="ft35",
         ),
         pytest.param(
-            EDEN,
+            read("eden").design.layout,
             Conversation.ask("What is it?", images=[1], texts=["Heard."]),
             f"<|system|>\n{EDEN_SYSTEM}<|end|>\n<|user|>\n[image x1]Heard.\nWhat is it?<|end|>\n<|assistant|>\n",
             id="eden, to be answered",

@@ -241,10 +241,40 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str], arguments:
 
 def test_recipes_are_listed_and_printed_with_what_overrides_change(capsys: pytest.CaptureFixture[str]):
     assert main(["recipes"]) == 0
-    assert any(line.split()[0] == "spark" for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[0] for line in lines if line[0] != " "]
+    assert listed == ["context-gpt", "eden", "ft35", "jnana", "spark", "tinyclip-phi2"]
+    assert lines[lines.index(next(line for line in lines if line.startswith("eden"))) + 1].split(": ") == [
+        "              instruct",
+        "LLaVA-Instruct-150K with COCO pictures",
+    ]
+    assert main(["recipes", "--json"]) == 0
+    assert [one["name"] for one in json.loads(capsys.readouterr().out)["recipes"]] == listed
     assert main(["recipes", "spark", "stages.answer.steps=7"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["stages"]["answer"]["steps"] == 7
     assert "'spark'" in refusal(capsys, "recipes", "sparc")
+
+
+def test_a_recipes_parts_are_counted_below_it(capsys: pytest.CaptureFixture[str]):
+    assert main(["recipes", "eden", "design.adapter.r=32"]) == 0
+    printed = capsys.readouterr().out
+    assert yaml.safe_load(printed)["design"]["adapter"]["r"] == 32, "the parts are comments"
+    (adapter,) = (line for line in printed.splitlines() if line.startswith("# adapter"))
+    assert adapter.split()[2] == f"{77_594_624 // 2:,}"
+    assert main(["recipes", "spark", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["recipe"]["name"] == "spark"
+    assert [part["name"] for part in record["parts"]][-1] == "optimiser"
+    assert "did you mean 'targets'?" in refusal(capsys, "recipes", "eden", "design.adapter.target=[x]")
+    assert "no linear layer is called 'qkv'" in refusal(capsys, "recipes", "eden", "design.adapter.targets=[qkv]")
+
+
+def test_without_torch_a_recipe_is_printed_all_the_same(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("trisense.cli.find_spec", lambda name: None)
+    assert main(["recipes", "eden"]) == 0
+    assert "# parameters and bytes of its parts: pip install 'trisense[train]'" in capsys.readouterr().out
 
 
 def test_a_group_alone_shows_its_commands(capsys: pytest.CaptureFixture[str]):

@@ -20,7 +20,7 @@ import click
 import pytest
 
 from trisense.cli import commands
-from trisense.recipe import read
+from trisense.recipe import names, read
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,6 +33,7 @@ CARD = ROOT / "trisense" / "spark" / "README.md"
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?", re.DOTALL | re.MULTILINE)
 FENCED = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 TABLE = re.compile(r"<!-- world table -->\n(.*?)<!-- /world table -->", re.DOTALL)
+DESIGNS = re.compile(r"(?<=<!-- designs -->\n).*?(?=<!-- /designs -->)", re.DOTALL)
 
 
 def run(page: Path) -> Iterator[tuple[re.Match[str], str]]:
@@ -56,6 +57,42 @@ def update(page: Path) -> str:
         parts += [text[done : block.start()], f"```python\n{block['code']}```\n{shown}"]
         done = block.end()
     return "".join([*parts, text[done:]])
+
+
+def designs() -> str:
+    """README's table of the five designs, from their recipes and what `count_parts` finds."""
+    from trisense.model.parts import count_parts
+
+    features = {"patches": "patches", "projected": "pooled and projected"}
+    rows = [
+        "| recipe | picture encoder, features | projector | language model | LoRA, rank 64, on | learns | memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in names():
+        design = read(name).design
+        if not design.adapter or not design.vision or not design.pictures:
+            continue
+        sense = design.senses["image"]
+        parts = {part.name: part for part in count_parts(design)}
+        learns = parts["image projector"].parameters + parts["adapter"].parameters
+        layer = f" of layer {sense['layer']}" if "layer" in sense else ""
+        cells = (
+            f"`{name}`",
+            f"{design.vision['pretrained']}, {features[sense['select']]}{layer}: "
+            f"{design.pictures.tokens} x {sense['width']}",
+            f"{sense['projector']}, {parts['image projector'].parameters / 1e6:.1f} M",
+            f"{design.text['pretrained']}, {parts['language model'].parameters / 1e9:.2f} B",
+            ", ".join(target.removesuffix("_proj") for target in design.adapter.targets),
+            f"{learns / 1e6:.1f} M",
+            f"{sum(part.size for part in parts.values()) / 1e9:.1f} GB",
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_table_of_designs_is_what_the_recipes_say():
+    shown = DESIGNS.search((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert shown and shown[0] == designs(), "python tests/test_docs.py --update"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -121,6 +158,8 @@ def test_commands_exist_as_they_are_written(document: Path):
         assert not (whole and missing), f"{document.name}: trisense {shlex.join(words)}: needs {missing}"
         if words[:2] == ["train", "spark"]:
             read("spark", [word for word in words if "=" in word])
+        if whole and words[:2] == ["train", "stage"]:
+            assert words[3] in read(words[2]).stages
 
 
 def test_the_reader_of_commands_sees_them():
@@ -222,3 +261,5 @@ if __name__ == "__main__":
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TOKENIZERS_PARALLELISM="false")
     for path in PAGES:
         path.write_text(update(path), encoding="utf-8")
+    readme = ROOT / "README.md"
+    readme.write_text(DESIGNS.sub(lambda _: designs(), readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trisense.errors import BadInput
-from trisense.recipe import Contexts, Recipe, Stage, World, names, read
+from trisense.recipe import Contexts, Recipe, WarmupStage, World, names, read
 
 SMALL = """
 name: small
@@ -58,7 +58,7 @@ def test_spark_is_packaged() -> None:
 def test_what_a_file_leaves_out_is_the_default(small: Path) -> None:
     recipe = read(small)
     assert recipe.world == World()
-    assert recipe.stages["warm"] == Stage(learns="see", steps=10)
+    assert recipe.stages["warm"] == WarmupStage(learns="see", steps=10)
     assert recipe.stages["answer"].lr == 2e-3
     assert recipe.design.vision is None
 
@@ -150,7 +150,8 @@ def test_no_value_ends_in_anything_but_a_recipe_or_one_refusal(value: Any) -> No
         ("worl.pictures=1", "unknown key 'worl' (did you mean 'world'?)"),
         ("world.picture=1", "unknown key 'world.picture' (did you mean 'pictures'?)"),
         ("stages.answer.contexts.turn=1", "unknown key 'stages.answer.contexts.turn' (did you mean 'turns'?)"),
-        ("stages.warm.contexts={turns: 1}", "stages.warm.contexts: is for stages that learn to read or answer; leave"),
+        ("stages.warm.contexts={turns: 1}", "unknown key 'stages.warm.contexts'"),
+        ("stages.warm.label_smoothing=0.1", "unknown key 'stages.warm.label_smoothing'"),
         ("stages.warm.stps=1", "unknown key 'stages.warm.stps' (did you mean 'steps'?)"),
         ("design.vison={}", "unknown key 'design.vison' (did you mean 'vision'?)"),
         ("design.layout.anser=x", "unknown key 'design.layout.anser' (did you mean 'answer'?)"),
@@ -160,7 +161,9 @@ def test_no_value_ends_in_anything_but_a_recipe_or_one_refusal(value: Any) -> No
         ("stages.warm.steps=0", "stages.warm.steps: Input should be greater than 0, got 0"),
         ("stages.warm.steps=1.5", "stages.warm.steps: "),
         ("stages.warm.lr=-1e-3", "stages.warm.lr: Input should be greater than 0, got -0.001"),
-        ("stages.warm.learns=taste", "stages.warm.learns: Input should be 'see', 'hear'"),
+        ("stages.warm.learns=taste", "stages.warm.learns: got 'taste'; expected one of see, hear, align, read"),
+        ("stages.warm.learns=hera", "stages.warm.learns: got 'hera' (did you mean 'hear'?)"),
+        ("stages.more={steps: 1}", "stages.more.learns is missing; one of see"),
         ("stages.warm=", "stages.warm: "),
         ("stages=[1, 2]", "stages: "),
         ("design={}", "design.text is missing"),

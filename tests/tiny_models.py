@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from shutil import rmtree
@@ -21,13 +22,13 @@ VOCABULARY = 256 + len(SPECIAL)
 DESIGNS = ("spark", "clip-whisper")
 
 
-def tokenizer() -> TextTokenizer:
+def tokenizer(special: Sequence[str] = SPECIAL) -> TextTokenizer:
     """One token per byte, and the special tokens from 256 on."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    inner.add_special_tokens([AddedToken(token, special=True) for token in special])
     return TextTokenizer(inner)
 
 
@@ -160,3 +161,49 @@ def conversation() -> Conversation:
     return Conversation.ask(
         "What is it?", images=[picture(0), picture(1)], audios=[sound(0), sound(1, 1.3)], texts=["a cup"]
     )
+
+
+# The recipes over Phi-3.5; the others are over phi-2.
+PHI3 = ("ft35", "eden")
+PHI_SPECIAL = ["<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+
+
+def pretrained(folder: Path) -> Path:
+    """Folders `clip`, `phi` and `phi3` as the Hub has them, each a hundred thousand times smaller."""
+    import torch
+    from transformers import (
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+        Phi3Config,
+        Phi3ForCausalLM,
+        PhiConfig,
+        PhiForCausalLM,
+    )
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vision = CLIPVisionConfig(image_size=32, patch_size=16, projection_dim=12, **small)
+    CLIPVisionModelWithProjection(vision).save_pretrained(folder / "clip")
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    # Larger weights than usual, so that what is frozen answers differently to different projections.
+    shape |= {"vocab_size": 270, "max_position_embeddings": 512, "initializer_range": 0.2}
+    shape |= {"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256}
+    PhiForCausalLM(PhiConfig(partial_rotary_factor=0.5, **shape)).save_pretrained(folder / "phi")
+    Phi3ForCausalLM(Phi3Config(**shape)).save_pretrained(folder / "phi3")
+    for name in ("phi", "phi3"):
+        tokenizer(PHI_SPECIAL).copy().save(str(folder / name / "tokenizer.json"))
+    return folder
+
+
+def pretrained_overrides(recipe: str, parts: Path) -> list[str]:
+    """What puts the folders of `pretrained` in place of a packaged recipe's parts."""
+    width, tokens = (12, 1) if recipe in PHI3 else (16, 4)
+    return [
+        f"design.text.pretrained={parts / ('phi3' if recipe in PHI3 else 'phi')}",
+        f"design.vision.pretrained={parts / 'clip'}",
+        f"design.senses.image.width={width}",
+        "design.placeholders.image=269",
+        f"design.pictures={{height: 32, width: 32, tokens: {tokens}}}",
+        "design.quantisation=null",
+        "design.adapter.r=8",
+    ]

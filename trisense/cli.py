@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,16 @@ model_option = click.option(
     "--model", default="spark", show_default=True, metavar="NAME", help="spark, a model folder, or a Hub id."
 )
 seed_option = click.option("--seed", type=int, default=0, show_default=True, help="Where chance starts.")
+out_option = click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the run."
+)
+train_device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="auto: a GPU where there is one.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -182,14 +193,8 @@ def train() -> None:
 
 
 @train.command("spark")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the run.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu"]),
-    default="auto",
-    show_default=True,
-    help="auto: a GPU where there is one.",
-)
+@out_option
+@train_device_option
 @seed_option
 @click.option("--bank", type=click.Path(path_type=Path, file_okay=False), help="Folder of drawn and spoken samples.")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -229,6 +234,41 @@ def evaluate_world(model: str, count: int | None, seed: int, as_json: bool, devi
         _print_json(**table.to_dict())
     else:
         click.echo(str(table))
+
+
+@train.command("stage")
+@click.argument("recipe")
+@click.argument("stage")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE", help="What to learn from.")
+@click.option("--media", type=click.Path(path_type=Path), metavar="FOLDER", help="Of its pictures; default: its own.")
+@out_option
+@click.option("--after", type=click.Path(path_type=Path), metavar="FOLDER", help="Trained parts to begin with.")
+@seed_option
+@train_device_option
+def train_stage(
+    recipe: str,
+    stage: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    media: Path | None,
+    out: Path,
+    after: Path | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Train STAGE of RECIPE on FILE: LLaVA-Instruct, COCO captions, or JSON lines of conversations.
+
+    \b
+    trisense train stage jnana align --data captions_train2017.json --media train2017 --out runs/jnana
+    trisense train stage jnana instruct --data llava_instruct_150k.json --media train2017 --out runs/jnana
+    """
+    _need("train", "torch", "transformers", "peft")
+    from trisense.recipe import read
+    from trisense.train.files import train_stage as run
+
+    folder = run(read(recipe, overrides), stage, data, out, media=media, after=after, device=device, seed=seed)
+    click.echo(f"wrote {folder}")
 
 
 @commands.group()
@@ -275,17 +315,41 @@ def world(count: int, seed: int, split: Literal["train", "test", "unseen"], out:
 @commands.command()
 @click.argument("name", required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def recipes(name: str | None, overrides: tuple[str, ...]) -> None:
-    """List the recipes, or print the one called NAME with every default filled in."""
+@json_option
+def recipes(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """List the recipes, or print the one called NAME with every default filled in.
+
+    Below it, as comments, stand the parameters and bytes of its parts, counted without loading a weight.
+    """
     from trisense.recipe import names, read
 
     if name is None:
-        for packaged in names():
-            click.echo(f"{packaged:<14}{read(packaged).description}")
+        listed = [read(packaged) for packaged in names()]
+        if as_json:
+            return _print_json(recipes=[one.model_dump(mode="json", exclude_unset=True) for one in listed])
+        for one in listed:
+            click.echo(f"{one.name:<14}{one.description}")
+            for stage, options in one.stages.items():
+                click.echo(f"{'':<14}{stage}: {options.learned_from}")
         return
+    recipe = read(name, overrides)
+    counted = None
+    if all(find_spec(module) for module in ("torch", "transformers", "peft")):
+        from trisense.model.parts import count_parts
+
+        counted = count_parts(recipe.design)
+    if as_json:
+        parts = counted and [asdict(part) for part in counted]
+        return _print_json(recipe=recipe.model_dump(mode="json"), parts=parts)
     import yaml
 
-    click.echo(yaml.safe_dump(read(name, overrides).model_dump(mode="json"), sort_keys=False), nl=False)
+    click.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), nl=False)
+    if counted is None:
+        click.echo("# parameters and bytes of its parts: pip install 'trisense[train]'")
+        return
+    for part in counted:
+        click.echo(f"# {part.name:<16}{part.parameters:>15,}{part.size / 1e6:>10,.1f} MB  {part.kept}")
+    click.echo(f"# {'all':<16}{'':>15}{sum(part.size for part in counted) / 1e6:>10,.1f} MB  and what a batch takes")
 
 
 def _need(extra: str, *modules: str) -> None:

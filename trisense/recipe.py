@@ -12,10 +12,10 @@ from contextlib import suppress
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trisense.chat import Layout
 from trisense.errors import BadInput
@@ -29,23 +29,45 @@ class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Adapter(_Options):
+    """LoRA (Hu et al. 2021, arXiv:2106.09685): matrices of rank `r`, scaled by `alpha / r`, beside every linear layer
+    of the language model whose name ends with one of `targets`."""
+
+    targets: Annotated[tuple[str, ...], Field(min_length=1)]
+    r: Positive = 64
+    alpha: Positive = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Quantisation(_Options):
+    """How the frozen language model is kept: its linear layers, the head aside, as 4-bit NormalFloat in blocks of 64
+    (QLoRA, Dettmers et al. 2023, arXiv:2305.14314), multiplied in `compute`."""
+
+    weights: Literal["nf4"] = "nf4"
+    compute: Literal["float16", "bfloat16", "float32"] = "bfloat16"
+
+
 class Design(_Options):
     """What the model is made of.
 
-    text, vision, audio: configurations of transformers as plain dicts with `model_type`. senses: for `image` and
-    `audio` the options of `trisense.model.configuration.SenseOptions`. placeholders: per sense the token that stands
-    for one feature vector. vocabulary: size of a tokenizer trained for this model.
+    text, vision, audio: configurations of transformers as plain dicts with `model_type`, for a part that begins from
+    nothing; or `pretrained`, the Hub id or the folder of one that does not. senses: for `image` and `audio` the options
+    of `trisense.model.configuration.SenseOptions`. placeholders: per sense the token that stands for one feature
+    vector, or the number of a spare row of a pretrained language model's embeddings. vocabulary: size of a tokenizer
+    trained for this model. adapter, quantisation: of a pretrained language model; None for none.
     """
 
     text: dict[str, Any]
     vision: dict[str, Any] | None = None
     audio: dict[str, Any] | None = None
     senses: dict[Literal["image", "audio"], dict[str, Any]] = {}
-    placeholders: dict[Literal["image", "audio"], str] = {}
+    placeholders: dict[Literal["image", "audio"], str | int] = {}
     layout: Layout = Layout()
     pictures: ImageProcessor | None = None
     sounds: AudioProcessor | None = None
     vocabulary: Positive = 1024
+    adapter: Adapter | None = None
+    quantisation: Quantisation | None = None
 
 
 class World(_Options):
@@ -72,32 +94,81 @@ class Contexts(_Options):
     follow_up: Annotated[float, Field(ge=0, le=1)] = 0.2
 
 
-class Stage(_Options):
-    """One stage of training. `learns` says what: `see` and `hear` warm an encoder up, `read` trains the language model
-    on media written in words, `align` teaches the projectors these words, `answer` trains the language model on what
-    frozen encoders and projectors make of the media. contexts: of `read` and `answer`; None for the defaults."""
+class Answers(_Options):
+    """How answers are prepared before they are learned. punctuation, stop_words: False removes them (`ft35`). longest:
+    samples with a longer answer, in characters, are left out (`tinyclip-phi2`)."""
 
-    learns: Literal["see", "hear", "read", "align", "answer"]
+    punctuation: bool = True
+    stop_words: bool = True
+    longest: Positive | None = None
+
+
+class Stage(_Options):
+    """One stage of training: what every kind of it has. steps count batches of `batch_size` x `accumulate`."""
+
     steps: Positive
     batch_size: Positive = 32
     accumulate: Positive = 1
     lr: Rate = 1e-3
     warmup_steps: int = 200
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     weight_decay: float = 0.01
     clip: Rate = 1.0
     precision: Literal["float32", "bf16"] = "float32"
     log_every: Positive = 50
     evaluate_every: Positive = 500
     save_every: Positive = 500
-    contexts: Contexts | None = None
 
-    @field_validator("contexts")
-    @classmethod
-    def _only_where_asked(cls, contexts: Contexts | None, info: ValidationInfo) -> Contexts | None:
-        if contexts and info.data.get("learns") not in ("read", "answer"):
-            raise ValueError("is for stages that learn to read or answer; leave it out")
-        return contexts
+
+class WarmupStage(Stage):
+    """On the small world: `see` and `hear` train an encoder alone, `align` teaches the projectors to write the words
+    that `read` taught the language model."""
+
+    learned_from: ClassVar[str] = "pictures and utterances of the small world"
+    learns: Literal["see", "hear", "align"]
+
+
+class WorldStage(Stage):
+    """On questions about the small world: `read` trains the language model on media written in words, `answer` on what
+    frozen encoders and projectors make of them."""
+
+    learned_from: ClassVar[str] = "questions about the small world"
+    learns: Literal["read", "answer"]
+    contexts: Contexts = Contexts()
+
+
+class FileStage(Stage):
+    """On files of conversations, with pretrained parts: `caption` trains the projectors, `instruct` the adapter and the
+    projectors with it.
+
+    data: what the published run learned from. layout: in place of the design's. turns: each question with its answer
+    is a sample of its own. projector_lr: default `lr`. label_smoothing: share of a target's probability that is spread
+    over all tokens.
+    """
+
+    learns: Literal["caption", "instruct"]
+    data: str = ""
+
+    @property
+    def learned_from(self) -> str:
+        return self.data or "a file of conversations"
+
+    layout: Layout | None = None
+    answers: Answers = Answers()
+    turns: bool = True
+    projector_lr: Rate | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gradient_checkpointing: bool = False
+
+
+# Which class a stage is, by what it learns.
+STAGES: dict[str, type[Stage]] = {
+    learns: kind
+    for kind in (WarmupStage, WorldStage, FileStage)
+    for learns in get_args(kind.model_fields["learns"].annotation)
+}
+AnyStage = Annotated[WarmupStage | WorldStage | FileStage, Field(discriminator="learns")]
 
 
 class Recipe(_Options):
@@ -105,7 +176,7 @@ class Recipe(_Options):
     description: str = ""
     design: Design
     world: World = World()
-    stages: dict[str, Stage]
+    stages: dict[str, AnyStage] = {}
 
 
 def names() -> list[str]:
@@ -174,15 +245,30 @@ def _suggest(word: str, known: Iterable[str]) -> str:
 
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
-    where = ".".join(str(step) for step in first["loc"])
+    # Below a stage pydantic names the kind of stage that it tried, which is no key of the recipe.
+    steps = [step for place, step in enumerate(first["loc"]) if place != 2 or first["loc"][0] != "stages"]
+    where = ".".join(str(step) for step in steps)
     if first["type"] == "missing":
         return f"{where} is missing"
+    if first["type"] == "union_tag_not_found":
+        return f"{where}.learns is missing; one of {', '.join(STAGES)}"
+    if first["type"] == "union_tag_invalid":
+        wrong = first["ctx"]["tag"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        return f"{where}.learns: got {wrong!r}{_suggest(wrong, STAGES)}; expected one of {', '.join(STAGES)}"
     if first["type"] != "extra_forbidden":
         return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {reprlib.repr(first['input'])}"
+    return f"unknown key {where!r}{_suggest(str(steps[-1]), _keys(first['loc'][:-1]))}"
+
+
+def _keys(path: tuple[int | str, ...]) -> Iterable[str]:
+    """The keys that are known where a path of pydantic's leads."""
     model: Any = Recipe
-    for step in first["loc"][:-1]:
+    for place, step in enumerate(path):
+        if place == 2 and path[0] == "stages":
+            model = STAGES[str(step)]
+            continue
         fields = getattr(model, "model_fields", {})
         annotation = fields[step].annotation if step in fields else model
         inner = [kind for kind in (annotation, *getattr(annotation, "__args__", ())) if hasattr(kind, "model_fields")]
         model = inner[0] if inner else model
-    return f"unknown key {where!r}{_suggest(str(first['loc'][-1]), getattr(model, 'model_fields', {}))}"
+    return getattr(model, "model_fields", {})

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from toy import Toy, batch_at, evaluate, joined_at, stage, toy
 
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
+from trisense.recipe import FileStage
 from trisense.train.loop import CHECKPOINT, learning_rate, parameter_groups, train
 
 SCRIPT = Path(__file__).with_name("toy.py")
@@ -42,6 +44,15 @@ def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 
 def lines(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def tensors(value: object) -> Iterator[torch.Tensor]:
+    """Those in dicts and lists within each other."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from tensors(inner)
 
 
 def failing_at(number: int):
@@ -111,10 +122,37 @@ def test_half_precision_is_a_stage_s_own_and_parameters_stay_float32(tmp_path: P
 def test_matrices_decay_and_vectors_do_not() -> None:
     model = toy()
     model.spare.requires_grad_(False)
-    matrices, vectors = parameter_groups(model, 0.1)
+    matrices, vectors = parameter_groups(model, stage(weight_decay=0.1))
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
     assert {id(p) for p in matrices["params"]} == {id(part.weight) for part in (model.first, model.extra, model.last)}
     assert {id(p) for p in vectors["params"]} == {id(part.bias) for part in (model.first, model.extra, model.last)}
+
+
+def test_projectors_have_a_rate_of_their_own() -> None:
+    model = torch.nn.ModuleDict({"projector": torch.nn.Linear(2, 2), "adapter": torch.nn.Linear(2, 2)})
+    outer = torch.nn.ModuleDict({"sense": model})
+    instruct = FileStage(learns="instruct", steps=1, lr=1e-6, projector_lr=1e-5, weight_decay=0.1)
+    groups = parameter_groups(outer, instruct)
+    found = {id(p): (group.get("lr", instruct.lr), group["weight_decay"]) for group in groups for p in group["params"]}
+    assert found == {
+        id(model["projector"].weight): (1e-5, 0.1),
+        id(model["projector"].bias): (1e-5, 0.0),
+        id(model["adapter"].weight): (1e-6, 0.1),
+        id(model["adapter"].bias): (1e-6, 0.0),
+    }
+
+
+def test_adam_in_8_bits_learns_and_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes has no wheel for this machine")
+    options = {"steps": 40, "save_every": 10, "evaluate_every": 40, "lr": 0.01, "optimizer": "adamw8bit"}
+    before = evaluate(toy(width=128).eval())["error"]
+    whole = run(tmp_path / "whole", model=toy(width=128), **options)
+    assert evaluate(whole)["error"] < before / 2
+    saved = torch.load(tmp_path / "whole" / CHECKPOINT, weights_only=True)["optimizer"]
+    assert torch.uint8 in {tensor.dtype for tensor in tensors(saved)}
+    with pytest.raises(OSError, match="disk gone"):
+        run(tmp_path / "stopped", failing_at(25), model=toy(width=128), **options)
+    assert same(whole, run(tmp_path / "stopped", model=toy(width=128), **options))
 
 
 def test_nothing_to_learn_is_said(tmp_path: Path) -> None:

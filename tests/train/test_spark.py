@@ -12,7 +12,7 @@ import torch
 from trisense.cli import main
 from trisense.data.world.feed import Feed, featured
 from trisense.errors import BadInput
-from trisense.recipe import Contexts, Recipe, read
+from trisense.recipe import Recipe, WorldStage, read
 from trisense.train import spark
 from trisense.train.spark import answer_accuracy, answer_samples, frozen_features, held_back, train_spark, world_texts
 
@@ -36,7 +36,11 @@ SMALL = (
         for stage in read("spark").stages
         for option in ("steps=4", "batch_size=4", "precision=float32", "warmup_steps=2", "save_every=2", "log_every=1")
     ),
-    *(f"stages.{name}.contexts.turns=2" for name, stage in read("spark").stages.items() if stage.contexts),
+    *(
+        f"stages.{name}.contexts.turns=2"
+        for name, stage in read("spark").stages.items()
+        if isinstance(stage, WorldStage)
+    ),
 )
 
 
@@ -158,7 +162,9 @@ def test_accuracy_is_what_greedy_decoding_gets_right(made: Path) -> None:
     assert processor.audio
     bank = Bank(made / "bank", 40, 60, 0, 96, processor.audio)
     features = frozen_features(model, processor, bank, made / "features.npz")
-    feed = Feed(bank, features, recipe.stages["answer"].contexts or Contexts(), seed=0)
+    answer = recipe.stages["answer"]
+    assert isinstance(answer, WorldStage)
+    feed = Feed(bank, features, answer.contexts, seed=0)
     numbers = list(range(60))  # conversations of the training, of which some are known
     right: dict[str, list[bool]] = {}
     for conversation, questions in (one for number in numbers for one in feed.conversations(number)):

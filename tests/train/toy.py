@@ -14,7 +14,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from trisense.data.batches import Batch
-from trisense.recipe import Stage
+from trisense.recipe import WarmupStage
 from trisense.train.loop import train
 
 
@@ -68,9 +68,9 @@ def joined_at(number: int, width: int = 2) -> Batch:
     return Batch(inputs, sum(part.items for part in parts))
 
 
-def stage(**options) -> Stage:
+def stage(**options) -> WarmupStage:
     short = {"steps": 6, "log_every": 4, "save_every": 3, "evaluate_every": 2, "warmup_steps": 2, "lr": 0.05}
-    return Stage.model_validate({"learns": "see", **short, **options})
+    return WarmupStage.model_validate({"learns": "see", **short, **options})
 
 
 def evaluate(model: Toy) -> dict[str, float]:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 
 from trisense.prompt import Prompt
+
+# So many batches are sorted by length together.
+WINDOW = 8
 
 # Letters: B rows, T positions, N media of one sense, S feature vectors of one medium, E width of an encoder.
 
@@ -64,6 +69,24 @@ def collate(prompts: Sequence[Prompt]) -> Batch:
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     # The first position predicts nothing, so a label there is no item; layouts never supervise it.
     return Batch(tensors, items=int((labels[:, 1:] != -100).sum()))
+
+
+def like_length(prompt_at: Callable[[int], Prompt], size: int, seed: int) -> Callable[[int], Batch]:
+    """Batches of `size` prompts of like length, so that little of them is padding: batch n of prompts 0, 1, 2, ...
+
+    WINDOW batches are made at a time, their prompts sorted by length, and come in an order drawn with `seed`. A batch
+    depends on its number alone.
+    """
+
+    @lru_cache(maxsize=2)
+    def window(number: int) -> list[list[Prompt]]:
+        first = number * WINDOW * size
+        prompts = sorted((prompt_at(n) for n in range(first, first + WINDOW * size)), key=lambda p: len(p.ids))
+        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        random.Random(f"{seed}/{number}").shuffle(batches)
+        return batches
+
+    return lambda number: collate(window(number // WINDOW)[number % WINDOW])
 
 
 def _branched(prompts: Sequence[Prompt], longest: int) -> dict[str, np.ndarray]:

@@ -32,9 +32,10 @@ def open_engine(model: str | os.PathLike[str] = "spark", device: str | None = No
             from trisense.engines.onnx import OnnxEngine
 
             return OnnxEngine(folder, device)
-        if not (folder / "config.json").is_file():
+        if not any((folder / file).is_file() for file in ("config.json", "recipe.json")):
             raise BadInput(
-                f"{folder}: not a model folder; expected export.json (ONNX parts) or config.json (a torch model)"
+                f"{folder}: not a model folder; expected export.json (ONNX parts), config.json (a torch model) or "
+                "recipe.json (trained parts)"
             )
     elif folder.exists():
         raise BadInput(f"{folder}: a file; expected a model folder")

@@ -15,11 +15,13 @@ from transformers import DynamicCache
 from trisense.engines.protocol import CachingEngine, Seen
 from trisense.errors import BadInput
 from trisense.model.checkpoint import load_model
+from trisense.model.trained import RECIPE_FILE, load_trained
 from trisense.prompt import Processor
 
 
 class LocalEngine(CachingEngine):
-    """An `Engine` over `TrisenseForConditionalGeneration`: a folder, or a Hub id that is downloaded first.
+    """An `Engine` over `TrisenseForConditionalGeneration`: a folder of a whole model, one of trained parts beside
+    pretrained ones, or a Hub id that is downloaded first.
 
     On a CPU the model runs in float32 whatever the checkpoint's own dtype (bfloat16 is several times slower there), on
     other devices in the checkpoint's own.
@@ -39,8 +41,12 @@ class LocalEngine(CachingEngine):
         else:
             folder = download(name)
         self.folder = folder
-        processor = Processor.from_folder(folder)
-        loaded: Any = load_model(folder, torch.float32 if self.device.type == "cpu" else None)
+        loaded: Any
+        if (folder / RECIPE_FILE).is_file():
+            loaded, processor = load_trained(folder, self.device)
+        else:
+            processor = Processor.from_folder(folder)
+            loaded = load_model(folder, torch.float32 if self.device.type == "cpu" else None)
         self.model = loaded.to(self.device).eval()
         config = self.model.config
         if dict(processor.placeholders) != config.placeholders:

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
 from trisense.errors import BadInput
-from trisense.model.configuration import TrisenseConfig, sub_config
 from trisense.model.modeling import TrisenseForConditionalGeneration
+from trisense.model.parts import design_config
 from trisense.model.senses import Sense
 from trisense.prompt import Processor
 from trisense.recipe import Design
@@ -34,12 +34,15 @@ def train_tokenizer(texts: Iterable[str], design: Design) -> TextTokenizer:
     token at the start of a question and inside it.
     """
     special = [string for string in design.layout.strings() if string]
+    special += [token for token in design.placeholders.values() if isinstance(token, str)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=design.vocabulary,
-        special_tokens=list(dict.fromkeys([*special, *design.placeholders.values()])),
+        special_tokens=list(
+            dict.fromkeys([*special, *(t for t in design.placeholders.values() if isinstance(t, str))])
+        ),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -51,7 +54,7 @@ def build_processor(design: Design, tokenizer: TextTokenizer) -> Processor:
     """The processor of a design; its placeholders are tokens of the tokenizer."""
     placeholders: dict[str, int] = {}
     for sense, token in design.placeholders.items():
-        if (number := tokenizer.id(token)) is None:
+        if (number := token if isinstance(token, int) else tokenizer.id(token)) is None:
             raise BadInput(f"design.placeholders.{sense}: {token!r} is not a token of the tokenizer")
         placeholders[sense] = number
     return Processor(tokenizer, design.layout, design.pictures, design.sounds, placeholders)
@@ -60,20 +63,17 @@ def build_processor(design: Design, tokenizer: TextTokenizer) -> Processor:
 def build_model(design: Design, processor: Processor) -> TrisenseForConditionalGeneration:
     """The model of a design with random weights (torch's generator: seed it first).
 
-    Raises BadInput for a design without a token that ends an answer, and for whatever `TrisenseConfig` refuses.
+    Raises BadInput for a design with a pretrained part or without a token that ends an answer, and for whatever
+    `TrisenseConfig` refuses.
     """
+    for part in ("text", "vision", "audio"):
+        if "pretrained" in (getattr(design, part) or {}):
+            raise BadInput(f"design.{part}: is pretrained, and this model begins from nothing; give a model_type")
     if not processor.end_ids:
         raise BadInput("design.layout.answer.after: empty; an answer needs a token that ends it")
     end = min(processor.end_ids)
     own = {"vocab_size": processor.tokenizer.size, "eos_token_id": end, "pad_token_id": end}
-    config = TrisenseConfig(
-        text_config=sub_config("design.text", {**design.text, **own}),
-        vision_config=sub_config("design.vision", design.vision),
-        audio_config=sub_config("design.audio", design.audio),
-        senses={sense: dict(options) for sense, options in design.senses.items()},
-        placeholders=dict(processor.placeholders),
-    )
-    model = TrisenseForConditionalGeneration(config)
+    model = TrisenseForConditionalGeneration(design_config(design, processor.placeholders, **own))
     if "audio" in model.senses:
         _wake(cast(Sense, model.senses["audio"]).encoder)
     _look_alike(model.language_model)

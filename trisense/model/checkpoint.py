@@ -28,7 +28,7 @@ def load_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None)
     path = folder / "config.json"
     if not path.is_file():
         raise BadInput(f"{path}: no such file; expected the folder of a torch model")
-    with _quiet():
+    with quiet():
         try:
             values, _ = TrisenseConfig.get_config_dict(folder)
             if (kind := values.get("model_type")) != TrisenseConfig.model_type:
@@ -66,7 +66,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' own table of keys and progress bars: what is wrong is said in one line."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(levels.CRITICAL)

@@ -23,9 +23,10 @@ from tqdm import tqdm
 
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
-from trisense.recipe import Stage
+from trisense.recipe import FileStage, Stage
 
 CHECKPOINT = "checkpoint.pt"
+BETAS = (0.9, 0.98)
 # What may differ between a run and its continuation: it changes when something is written, not what is learned.
 FREE = ("log_every", "evaluate_every", "save_every")
 
@@ -43,15 +44,35 @@ def learning_rate(stage: Stage, step: int) -> float:
     return 0.01 + 0.99 * (1 - done) if stage.schedule == "linear" else 1.0
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """What learns, in two groups: matrices decay, vectors (norms, biases) do not."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
+    """What learns, in groups: matrices decay, vectors (norms, biases) do not; projectors have a rate of their own where
+    the stage says so."""
+    learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not learning:
         raise BadInput("nothing learns: every parameter of this stage is frozen")
-    return [
-        {"params": [parameter for parameter in learning if parameter.dim() > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in learning if parameter.dim() < 2], "weight_decay": 0.0},
-    ]
+    own = isinstance(stage, FileStage) and stage.projector_lr is not None
+    groups: list[dict[str, Any]] = []
+    for projectors in (False, True) if own else (None,):
+        chosen = [p for name, p in learning if projectors is None or (".projector." in name) == projectors]
+        lr = {"lr": stage.projector_lr} if isinstance(stage, FileStage) and projectors else {}
+        groups.append({"params": [p for p in chosen if p.dim() > 1], "weight_decay": stage.weight_decay, **lr})
+        groups.append({"params": [p for p in chosen if p.dim() < 2], "weight_decay": 0.0, **lr})
+    return groups
+
+
+def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), its moments in float32 or, as `tinyclip-phi2` keeps them, in 8 bits (Dettmers
+    et al. 2022, arXiv:2110.02861). Raises BadInput where bitsandbytes, which has the latter, is not installed."""
+    groups = parameter_groups(model, stage)
+    if stage.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=stage.lr, betas=BETAS)
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit
+    except ModuleNotFoundError:
+        raise BadInput(
+            "optimizer: adamw8bit needs bitsandbytes: pip install 'trisense[qlora]', or give adamw"
+        ) from None
+    return AdamW8bit(groups, lr=stage.lr, betas=BETAS)
 
 
 def train(
@@ -91,7 +112,7 @@ def train(
     # One step may have no picture or no sound, and a warm-up leaves the projector out: not every parameter is used.
     uneven = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[uneven])
-    optimizer = torch.optim.AdamW(parameter_groups(model, stage.weight_decay), lr=stage.lr, betas=(0.9, 0.98))
+    optimizer = make_optimizer(model, stage)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(stage, step))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     # Losses since the last line of the log.

@@ -13,14 +13,14 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, cast
 
 import numpy as np
 import torch
 
-from trisense.data.batches import Batch, collate
+from trisense.data.batches import Batch, collate, like_length
 from trisense.data.world.bank import Bank, scene_at
 from trisense.data.world.contexts import SENSES, make_context, make_utterance
 from trisense.data.world.feed import Features, Feed
@@ -29,8 +29,8 @@ from trisense.errors import BadInput
 from trisense.model.build import build_model, build_processor, train_tokenizer
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.senses import Sense
-from trisense.prompt import Processor, Prompt
-from trisense.recipe import Contexts, Recipe, Stage
+from trisense.prompt import Processor
+from trisense.recipe import Recipe, Stage, WorldStage
 from trisense.tokens import TextTokenizer
 from trisense.train.align import Align, align_accuracy, align_batch
 from trisense.train.loop import train
@@ -50,8 +50,6 @@ from trisense.train.words import Read, Words
 # conversations from here on for `read` and `answer`.
 HELD_BACK = 512
 EVALUATION = 1 << 40
-# So many batches are drawn at once and sorted by length, so that little of a batch is padding.
-WINDOW = 8
 # The tokenizer learns from the words of so many contexts.
 TEXTS = 20_000
 
@@ -225,18 +223,18 @@ def _align(run: Run, stage: Stage, out: Path) -> None:
     )
 
 
-def _read(run: Run, stage: Stage, out: Path) -> None:
+def _read(run: Run, stage: WorldStage, out: Path) -> None:
     run.model.senses.requires_grad_(False)
-    feed = Feed(run.bank, run.written, stage.contexts or Contexts(), run.seed)
+    feed = Feed(run.bank, run.written, stage.contexts, run.seed)
     _converse(run, Read(run.model), feed, stage, out)
 
 
-def _answer(run: Run, stage: Stage, out: Path) -> None:
+def _answer(run: Run, stage: WorldStage, out: Path) -> None:
     # The projectors write words as these were when they were aligned. Projectors that learned along had lost them in
     # the end, so both stay as they are.
     run.model.senses.requires_grad_(False)
     run.model.get_input_embeddings().requires_grad_(False)
-    feed = Feed(run.bank, run.features, stage.contexts or Contexts(), run.seed)
+    feed = Feed(run.bank, run.features, stage.contexts, run.seed)
     processor, shown = run.processor, [EVALUATION + n for n in range(4)]
     _converse(run, run.model, feed, stage, out, lambda m: answer_samples(m, processor, feed, shown))
 
@@ -246,24 +244,10 @@ def _converse(
 ) -> None:
     """Trains on the conversations of a feed."""
 
-    @lru_cache(maxsize=2)
-    def batches_of_like_length(window: int) -> list[list[Prompt]]:
-        first, size = window * WINDOW * stage.batch_size, stage.batch_size
-        prompts = sorted(
-            (feed.prompt(n, run.processor) for n in range(first, first + WINDOW * size)),
-            key=lambda prompt: len(prompt.ids),
-        )
-        batches = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-        random.Random(f"{run.seed}/{window}").shuffle(batches)
-        return batches
-
-    def batch_at(number: int) -> Batch:
-        return collate(batches_of_like_length(number // WINDOW)[number % WINDOW])
-
     held = [EVALUATION + n for n in range(256)]
     train(
         learner,
-        batch_at,
+        like_length(lambda number: feed.prompt(number, run.processor), stage.batch_size, run.seed),
         stage,
         out,
         device=run.device,

@@ -1,0 +1,150 @@
+"""Stages on files of conversations: tiny Phi and Phi-3 models with a tiny CLIP, in real format, learn and are saved."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from PIL import Image as Pictures
+
+from trisense.assistant.assistant import Assistant
+from trisense.chat import Conversation
+from trisense.errors import BadInput
+from trisense.model.trained import load_trained, read_recipe
+from trisense.recipe import FileStage, Recipe, read
+from trisense.train.files import train_stage
+
+COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
+
+
+@pytest.fixture(scope="session")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.pretrained(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Twenty-four plain pictures with their colour as caption (COCO) and as answer (LLaVA-Instruct)."""
+    folder = tmp_path_factory.mktemp("data")
+    names = [f"{index:012}.png" for index in range(24)]
+    colours = [list(COLOURS)[index % len(COLOURS)] for index in range(24)]
+    for name, colour in zip(names, colours, strict=True):
+        Pictures.new("RGB", (40, 36), COLOURS[colour]).save(folder / name)
+    coco = {
+        "images": [{"id": index, "file_name": name} for index, name in enumerate(names)],
+        "annotations": [{"image_id": index, "caption": f"all {colour}"} for index, colour in enumerate(colours)],
+    }
+    llava = [
+        {
+            "id": name,
+            "image": name,
+            "conversations": [
+                {"from": "human", "value": "<image>\nWhich?"},
+                {"from": "gpt", "value": f"It is {colour}."},
+                {"from": "human", "value": "Sure?"},
+                {"from": "gpt", "value": f"Yes, {colour}!"},
+            ],
+        }
+        for name, colour in zip(names, colours, strict=True)
+    ]
+    files = {"caption": folder / "captions.json", "instruct": folder / "llava.json"}
+    files["caption"].write_text(json.dumps(coco))
+    files["instruct"].write_text(json.dumps(llava))
+    return files
+
+
+def recipe(name: str, parts: Path, *overrides: str) -> Recipe:
+    """A packaged recipe over the tiny parts, its stages short."""
+    changes = tiny_models.pretrained_overrides(name, parts)
+    short = {
+        "steps": 24,
+        "batch_size": 4,
+        "lr": 1e-2,
+        "warmup_steps": 2,
+        "precision": "float32",
+        "optimizer": "adamw",
+        "log_every": 3,
+        "evaluate_every": 24,
+        "save_every": 4,
+    }
+    for stage in read(name).stages:
+        changes += [f"stages.{stage}.{key}={value}" for key, value in short.items()]
+    if name == "tinyclip-phi2":
+        changes.append("stages.instruct.projector_lr=1e-2")
+    return read(name, [*changes, *overrides])
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["context-gpt", "tinyclip-phi2", "jnana", "ft35", "eden"])
+def test_every_recipe_goes_through_its_stages(name: str, parts: Path, data: dict[str, Path], tmp_path: Path):
+    tiny = recipe(name, parts)
+    after = None
+    for stage, options in tiny.stages.items():
+        assert isinstance(options, FileStage)
+        trained = train_stage(tiny, stage, data[options.learns], tmp_path, device="cpu")
+        first, *_, last = losses(tmp_path / stage)
+        assert last < 0.95 * first, f"{stage}: {first} -> {last}"
+        assert (trained / "projector" / "image.safetensors").exists()
+        assert (trained / "adapter").exists() == (options.learns == "instruct")
+        after = trained
+    assert after
+    model, _ = load_trained(after)
+    language = "phi3" if name in tiny_models.PHI3 else "phi"
+    for file, part in (("clip", model.senses["image"].encoder), (language, model.language_model)):
+        kind: Any = type(part)
+        untouched = dict(kind.from_pretrained(parts / file, dtype=torch.float32).named_parameters())
+        now = {key.replace(".base_layer", ""): p for key, p in part.named_parameters() if ".lora_" not in key}
+        assert set(now) == set(untouched)
+        assert all(torch.equal(now[key], untouched[key]) for key in now), "what is frozen is what it was, to the bit"
+    assert read_recipe(after) == (tiny, list(tiny.stages)[-1])
+    picture = data["caption"].parent / "000000000000.png"
+    assistant = Assistant.from_pretrained(after, "cpu")
+    assert assistant.answer(Conversation.ask("Which?", images=[picture]), max_new_tokens=9).text
+
+
+def test_a_stopped_stage_goes_on_and_ends_the_same(parts: Path, data: dict[str, Path], tmp_path: Path):
+    tiny = recipe("eden", parts, "stages.instruct.steps=8")
+    whole = train_stage(tiny, "instruct", data["instruct"], tmp_path / "whole", device="cpu")
+    out = tmp_path / "stopped"
+    train_stage(tiny, "instruct", data["instruct"], out, device="cpu")
+    state = torch.load(out / "instruct" / "checkpoint.pt", weights_only=True)
+    assert all(".projector." in key or ".lora_" in key for key in state["model"]), "only what learns is saved"
+    again = train_stage(tiny, "instruct", data["instruct"], out, device="cpu")
+    for file in ("projector/image.safetensors", "adapter/adapter_model.safetensors"):
+        assert (whole / file).read_bytes() == (again / file).read_bytes()
+
+
+@cache
+def _trained(parts: Path, data: Path, folder: Path) -> Path:
+    return train_stage(recipe("eden", parts, "stages.instruct.steps=2"), "instruct", data, folder, device="cpu")
+
+
+def test_what_does_not_fit_is_one_line_that_names_it(
+    parts: Path, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+):
+    trained = _trained(parts, data["instruct"], tmp_path_factory.getbasetemp() / "eden")
+
+    def refusal(*overrides: str, name: str = "eden", stage: str = "instruct", file: Path = data["instruct"]) -> str:
+        with pytest.raises(BadInput) as refused:
+            train_stage(recipe(name, parts, *overrides), stage, file, tmp_path / "out", after=trained, device="cpu")
+        assert "\n" not in str(refused.value)
+        return str(refused.value)
+
+    assert "has no stage 'align' that learns from files; it has instruct" in refusal(stage="align")
+    other = refusal("design.senses.image.projector=mlp")
+    assert "trained with design.senses.image.projector=norm-mlp, now mlp" in other
+    assert "trained with design.senses.image.layer=None, now -2" in refusal(name="context-gpt")
+    assert "'/nowhere/at/all' is neither a folder" in refusal("design.vision.pretrained=/nowhere/at/all")
+    with pytest.raises(BadInput, match=r"train the stage align into .* first, or name trained parts with --after"):
+        train_stage(recipe("jnana", parts), "instruct", data["instruct"], tmp_path / "out", device="cpu")
+    assert "nowhere.json: cannot be read" in refusal(file=Path("nowhere.json"))

@@ -133,6 +133,10 @@ def test_what_begins_from_nothing_learns_whole():
         ({"pictures": {"height": 32, "width": 32, "tokens": 5}}, "design.pictures.tokens: 5, but this encoder gives 4"),
         ({"senses": {"image": {"width": 9, "select": "patches"}}}, "design.senses.image.width: 9, but this encoder's"),
         ({"senses": {"image": {"width": 8, "layer": -9}}}, "senses.image.layer: -9 is not one of the 3 hidden states"),
+        (
+            {"senses": {"image": {"width": 8, "layer": -2, "select": "pooled"}}},
+            "-2, but 'pooled' is of no layer",
+        ),
         ({"senses": {"image": {"width": 8, "projector": "lin"}}}, "senses.image.projector: 'lin' is unknown"),
         ({"placeholders": {"image": 50}}, "placeholders.image: 50 is not a row of the 50 embeddings"),
         ({"adapter": {"targets": ["q_prj"]}}, "design.adapter.targets: no linear layer is called 'q_prj'; there are "),

@@ -15,6 +15,7 @@ from PIL import Image as Pictures
 from trisense.assistant.assistant import Assistant
 from trisense.chat import Conversation
 from trisense.errors import BadInput
+from trisense.model.export import export_onnx
 from trisense.model.trained import load_trained, read_recipe
 from trisense.recipe import FileStage, Recipe, read
 from trisense.train.files import train_stage
@@ -119,6 +120,11 @@ def test_a_stopped_stage_goes_on_and_ends_the_same(parts: Path, data: dict[str, 
     train_stage(tiny, "instruct", data["instruct"], out, device="cpu")
     state = torch.load(out / "instruct" / "checkpoint.pt", weights_only=True)
     assert all(".projector." in key or ".lora_" in key for key in state["model"]), "only what learns is saved"
+    with pytest.raises(BadInput, match="this stage began with another data"):
+        train_stage(tiny, "instruct", data["caption"], out, device="cpu")
+    other = recipe("eden", parts, "stages.instruct.steps=8", "design.adapter.alpha=3")
+    with pytest.raises(BadInput, match="this stage began with another design"):
+        train_stage(other, "instruct", data["instruct"], out, device="cpu")
     again = train_stage(tiny, "instruct", data["instruct"], out, device="cpu")
     for file in ("projector/image.safetensors", "adapter/adapter_model.safetensors"):
         assert (whole / file).read_bytes() == (again / file).read_bytes()
@@ -147,4 +153,6 @@ def test_what_does_not_fit_is_one_line_that_names_it(
     assert "'/nowhere/at/all' is neither a folder" in refusal("design.vision.pretrained=/nowhere/at/all")
     with pytest.raises(BadInput, match=r"train the stage align into .* first, or name trained parts with --after"):
         train_stage(recipe("jnana", parts), "instruct", data["instruct"], tmp_path / "out", device="cpu")
+    with pytest.raises(BadInput, match="holds trained parts beside pretrained ones"):
+        export_onnx(trained, tmp_path / "onnx")
     assert "nowhere.json: cannot be read" in refusal(file=Path("nowhere.json"))

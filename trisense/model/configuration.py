@@ -61,6 +61,10 @@ class SenseOptions:
             value = getattr(options, key)
             if type(value) is not int or (least is not None and value < least):
                 raise BadInput(f"senses.{sense}.{key}: {value!r}; expected a whole number{' above 0' if least else ''}")
+        if options.layer != -1 and options.select in ("pooled", "projected"):
+            raise BadInput(
+                f"senses.{sense}.layer: {options.layer}, but {options.select!r} is of no layer; leave it out"
+            )
         if sense == "audio" and options.select != "all":
             raise BadInput(f"senses.audio.select: {options.select!r} is for pictures; expected 'all'")
         return options

@@ -117,6 +117,8 @@ def export_onnx(folder: str | os.PathLike[str], out: str | os.PathLike[str], wei
         raise BadInput(f"weights {weights!r}: unknown; expected one of {', '.join(get_args(Weights))}")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file())):
         raise BadInput(f"{out}: exists and is not an earlier export; give a new folder")
+    if (folder / "recipe.json").is_file():
+        raise BadInput(f"{folder}: holds trained parts beside pretrained ones; only a whole model can be exported")
     processor = Processor.from_folder(folder)
     model = load_model(folder, torch.float32).eval()
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def save_trained(model: TrisenseForConditionalGeneration, recipe: Recipe, stage:
 
 
 def has_adapter(model: TrisenseForConditionalGeneration) -> bool:
-    return bool(getattr(model.language_model, "_hf_peft_config_loaded", False))
+    return any(".lora_" in name for name, _ in model.language_model.named_parameters())
 
 
 def read_recipe(folder: Path) -> tuple[Recipe, str]:

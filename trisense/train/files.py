@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +29,7 @@ from trisense.model.senses import Sense
 from trisense.model.trained import has_adapter, put_trained, save_trained, staged
 from trisense.prompt import Processor, Prompt
 from trisense.recipe import FileStage, Recipe
-from trisense.train.loop import train
+from trisense.train.loop import CHECKPOINT, train
 
 # One sample in so many, but at most HELD_BACK, is kept from training, to evaluate with.
 ONE_IN = 10
@@ -50,7 +53,8 @@ def train_stage(
     media: the folder of the pictures that the file names. after: trained parts to begin with; default: those of the
     recipe's stage before, in the same `out`. device: `auto` or `cpu`. The same call goes on where one was stopped.
     Raises BadInput for a stage that learns from something else, a stage before that was not trained, a file without
-    samples, and whatever `load_design`, `put_trained` and `train` refuse.
+    samples, a folder that began with another file or design, and whatever `load_design`, `put_trained` and `train`
+    refuse.
     """
     stage = _stage(recipe, name)
     after = after or _before(recipe, name, out)
@@ -69,6 +73,8 @@ def train_stage(
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     samples = Samples.of(source, stage, seed)
+    run = {"data": sha256(data.read_bytes()).hexdigest(), "design": design.model_dump(mode="json")}
+    _same_run(out / name, run)
     features = _features(model, processor, samples, recipe, out)
     learner = Learner(model, stage.label_smoothing)
     held = [samples.prompt(index, processor, features) for index in samples.held]
@@ -175,6 +181,20 @@ def _stage(recipe: Recipe, name: str) -> FileStage:
     if not isinstance(stage, FileStage):
         raise BadInput(f"recipe {recipe.name} has no stage {name!r} that learns from files; it has {known}")
     return stage
+
+
+def _same_run(out: Path, run: dict[str, Any]) -> None:
+    """Keeps beside a stage's checkpoint what that does not hold; refuses to go on from another."""
+    card = out / "run.json"
+    if card.exists() and (out / CHECKPOINT).exists():
+        before = json.loads(card.read_text(encoding="utf-8"))
+        for key, value in run.items():
+            if before[key] != value:
+                raise BadInput(f"{card}: this stage began with another {key}; give the same or name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    aside = card.with_suffix(".part")
+    aside.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, card)
 
 
 def _before(recipe: Recipe, name: str, out: Path) -> Path | None:

@@ -130,14 +130,14 @@ def shown(rendered: Rendered) -> str:
         ),
         pytest.param(
             read("tinyclip-phi2").design.layout,
-            Conversation.ask("describe", images=[49], texts=["heard words "]).answered(" a cat"),
-            "[image x49]heard words describe« a cat<|endoftext|>»",
+            Conversation.ask("describe", images=[49], texts=["heard words"]).answered(" a cat"),
+            "[image x49]heard words\ndescribe« a cat<|endoftext|>»",
             id="tinyclip-phi2",
         ),
         pytest.param(
             read("jnana").design.layout,
-            Conversation.ask("what is it", images=[49], texts=["heard ", "read "]).answered("a cat"),
-            "[image x49]caption image:heard read what is itend of question:«a cat<|endoftext|>»",
+            Conversation.ask("what is it", images=[49], texts=["heard", "read"]).answered("a cat"),
+            "[image x49]caption image:heard\nread\nwhat is itend of question:«a cat<|endoftext|>»",
             id="jnana",
         ),
         pytest.param(
@@ -150,7 +150,7 @@ def shown(rendered: Rendered) -> str:
         pytest.param(
             read("eden").design.layout,
             Conversation.ask("What is it?", images=[1], texts=["Heard."]),
-            f"<|system|>\n{EDEN_SYSTEM}<|end|>\n<|user|>\n[image x1]Heard.\nWhat is it?<|end|>\n<|assistant|>\n",
+            f"<|system|>\n{EDEN_SYSTEM}<|end|>\n<|user|>\n[image x1]\nHeard.\nWhat is it?<|end|>\n<|assistant|>\n",
             id="eden, to be answered",
         ),
     ],

@@ -10,11 +10,14 @@ import signal
 import struct
 import subprocess
 import sys
+import wave
 import zlib
 from pathlib import Path
 
 import pytest
+import tiny_models
 import yaml
+from PIL import Image as Pictures
 
 import trisense
 from trisense.cli import main
@@ -235,7 +238,7 @@ def test_max_tokens_ends_an_answer_early(capsys: pytest.CaptureFixture[str], sam
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str], arguments: list[str]):
     assert main(arguments) == 0
     printed = capsys.readouterr().out
-    for command in ("ask", "serve", "train", "evaluate", "export", "world", "recipes"):
+    for command in ("ask", "serve", "transcribe", "train", "evaluate", "import", "export", "push", "world", "recipes"):
         assert f"\n  {command} " in printed
 
 
@@ -248,8 +251,13 @@ def test_recipes_are_listed_and_printed_with_what_overrides_change(capsys: pytes
         "              instruct",
         "LLaVA-Instruct-150K with COCO pictures",
     ]
+    memory = [line for line in lines if line.startswith("              memory: ")]
+    assert len(memory) == len(listed)
     assert main(["recipes", "--json"]) == 0
-    assert [one["name"] for one in json.loads(capsys.readouterr().out)["recipes"]] == listed
+    records = json.loads(capsys.readouterr().out)["recipes"]
+    assert [one["name"] for one in records] == listed
+    eden = next(one for one in records if one["name"] == "eden")
+    assert f"memory: {eden['bytes'] / 1e9:.1f} GB to train" in memory[listed.index("eden")]
     assert main(["recipes", "spark", "stages.answer.steps=7"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["stages"]["answer"]["steps"] == 7
     assert "'spark'" in refusal(capsys, "recipes", "sparc")
@@ -272,9 +280,69 @@ def test_a_recipes_parts_are_counted_below_it(capsys: pytest.CaptureFixture[str]
 def test_without_torch_a_recipe_is_printed_all_the_same(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("trisense.cli.find_spec", lambda name: None)
+    monkeypatch.setattr("trisense.cli.making.find_spec", lambda name: None)
     assert main(["recipes", "eden"]) == 0
     assert "# parameters and bytes of its parts: pip install 'trisense[train]'" in capsys.readouterr().out
+    assert main(["recipes"]) == 0
+    assert "memory" not in capsys.readouterr().out
+
+
+# Trained parts, in and out
+
+
+def test_trained_parts_become_other_forms_that_answer(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """Greedy, in float32, all forms say the same."""
+    trained, picture = tiny_models.trained("jnana"), tmp_path / "a.png"
+    Pictures.fromarray(tiny_models.picture(0)).save(picture)
+    said = []
+    assert main(["export", "merged", str(trained), str(tmp_path / "merged")]) == 0
+    assert main(["export", "onnx", "--weights", "float32", str(trained), str(tmp_path / "onnx")]) == 0
+    capsys.readouterr()
+    for model in (trained, tmp_path / "merged", tmp_path / "onnx"):
+        assert (
+            main(["ask", "--json", "--model", str(model), "--max-tokens", "8", "--image", str(picture), "What?"]) == 0
+        )
+        said.append(json.loads(capsys.readouterr().out)["answer"])
+    assert said[0] and said[1:] == said[:1] * 2
+    line = refusal(capsys, "export", "llava", trained, tmp_path / "llava")
+    assert "senses.image.projector is 'residual'; LLaVA has 'mlp'" in line
+    assert not (tmp_path / "llava").exists()
+
+
+def test_parts_of_others_are_imported(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    trained = tiny_models.trained("tinyclip-phi2")
+    overrides = tiny_models.pretrained_overrides("tinyclip-phi2", tiny_models.parts())
+    given = ["--projector", str(trained / "projector" / "image.safetensors"), "--adapter", str(trained / "adapter")]
+    assert main(["import", *given, "tinyclip-phi2", str(tmp_path / "theirs"), *overrides]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'theirs'}\n"
+    assert (tmp_path / "theirs" / "recipe.json").is_file()
+    wider = [*overrides, "design.senses.image.width=17"]
+    assert "17" in refusal(capsys, "import", *given[:2], "tinyclip-phi2", tmp_path / "wider", *wider)
+
+
+def test_nothing_is_pushed_without_a_token(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("trisense.model.publish.get_token", lambda: None)
+    assert "no token of the Hub: log in" in refusal(capsys, "push", tiny_models.trained("jnana"), "owner/model")
+
+
+def test_what_is_said_is_written_down(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    model = str(tiny_models.converted_whisper())
+    silence = tmp_path / "silence.wav"
+    with wave.open(str(silence), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", "not compressed"))
+        file.writeframes(bytes(2 * 16_000 * 3))
+    assert main(["transcribe", "--model", model, str(silence)]) == 0
+    assert capsys.readouterr().out == "0:00-0:03, nobody speaks\n"
+    assert main(["transcribe", "--json", "--first", "2", "--model", model, str(silence)]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["text"], record["extent"], record["duration"]) == ("", "0:00-0:02 of 0:03", 3.0)
+    assert "no such file" in refusal(capsys, "transcribe", "--model", model, tmp_path / "nothing.wav")
+    assert "expected one of Whisper" in refusal(capsys, "transcribe", "--model", "nowhere", silence)
 
 
 def test_a_group_alone_shows_its_commands(capsys: pytest.CaptureFixture[str]):

@@ -23,7 +23,7 @@ from trisense.cli import commands
 from trisense.recipe import names, read
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 DOCUMENTS += [ROOT / "examples" / "README.md"]
 # Pages whose blocks run in order, each page in a namespace of its own.
 PAGES = [ROOT / "docs" / "one_sample.md", ROOT / "docs" / "one_question.md"]
@@ -33,6 +33,8 @@ CARD = ROOT / "trisense" / "spark" / "README.md"
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?", re.DOTALL | re.MULTILINE)
 FENCED = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 TABLE = re.compile(r"<!-- world table -->\n(.*?)<!-- /world table -->", re.DOTALL)
+RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
+PARTS = re.compile(r"(?<=<!-- parts -->\n).*?(?=<!-- /parts -->)", re.DOTALL)
 DESIGNS = re.compile(r"(?<=<!-- designs -->\n).*?(?=<!-- /designs -->)", re.DOTALL)
 
 
@@ -77,7 +79,7 @@ def designs() -> str:
         learns = parts["image projector"].parameters + parts["adapter"].parameters
         layer = f" of layer {sense['layer']}" if "layer" in sense else ""
         cells = (
-            f"`{name}`",
+            f"[`{name}`](docs/recipes/{name}.md)",
             f"{design.vision['pretrained']}, {features[sense['select']]}{layer}: "
             f"{design.pictures.tokens} x {sense['width']}",
             f"{sense['projector']}, {parts['image projector'].parameters / 1e6:.1f} M",
@@ -93,6 +95,29 @@ def designs() -> str:
 def test_the_table_of_designs_is_what_the_recipes_say():
     shown = DESIGNS.search((ROOT / "README.md").read_text(encoding="utf-8"))
     assert shown and shown[0] == designs(), "python tests/test_docs.py --update"
+
+
+def parts_of(name: str) -> str:
+    """The table of a recipe's page."""
+    from trisense.model.parts import count_parts
+
+    rows = ["| part | parameters | MB | kept as |", "|---|---:|---:|---|"]
+    counted = count_parts(read(name).design)
+    rows += [f"| {part.name} | {part.parameters:,} | {part.size / 1e6:,.0f} | {part.kept} |" for part in counted]
+    rows.append(f"| all | | {sum(part.size for part in counted) / 1e6:,.0f} | |")
+    return "\n".join(rows) + "\n"
+
+
+def test_every_design_has_a_page():
+    assert [page.stem for page in RECIPES] == [name for name in names() if read(name).design.adapter]
+    linked = re.findall(r"\(docs/recipes/([\w-]+)\.md\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {page.stem for page in RECIPES} <= set(linked)
+
+
+@pytest.mark.parametrize("page", RECIPES, ids=lambda page: page.stem)
+def test_a_design_s_page_counts_its_parts(page: Path):
+    shown = PARTS.search(page.read_text(encoding="utf-8"))
+    assert shown and shown[0] == parts_of(page.stem), "python tests/test_docs.py --update"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -263,3 +288,6 @@ if __name__ == "__main__":
         path.write_text(update(path), encoding="utf-8")
     readme = ROOT / "README.md"
     readme.write_text(DESIGNS.sub(lambda _: designs(), readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in RECIPES:
+        counted = parts_of(path.stem)
+        path.write_text(PARTS.sub(lambda _, found=counted: found, path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -9,9 +9,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trisense.errors import BadInput
-from trisense.recipe import Contexts, Recipe, WarmupStage, World, names, read
+from trisense.recipe import Contexts, FileStage, Recipe, ScheduledSampling, WarmupStage, World, names, read
+from trisense.tokens import TextTokenizer
 
 SMALL = """
 name: small
@@ -222,3 +224,71 @@ def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path) -> None:
 def test_a_recipe_cannot_be_changed_in_place(small: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         read(small).name = "other"  # type: ignore[misc]
+
+
+# The published ids of phi-2's tokenizer, and the merges of GPT-2 (whose vocabulary it shares) that lead to them.
+PHI2_IDS = {"ca": 6888, "ption": 1159, "\u0120image": 2939, ":": 25, "end": 437, "\u0120of": 286}
+PHI2_IDS |= {"\u0120question": 1808, "comment": 23893}
+PHI2_MERGES = ["c a", "o n", "e n", "en d", "o f", "e s", "t i", "c o", "i m", "a g"]
+PHI2_WHOLE = {"ption": "p ti on", "\u0120image": "\u0120 im ag e", "\u0120of": "\u0120 of"}
+PHI2_WHOLE |= {"\u0120question": "\u0120 q u es ti on", "comment": "co m m en t"}
+
+
+def phi2() -> TextTokenizer:
+    """A byte-level BPE that has these tokens under phi-2's ids, every byte, and the tokens between."""
+    merges = [tuple(merge.split()) for merge in dict.fromkeys(PHI2_MERGES)]
+    for pieces in PHI2_WHOLE.values():
+        left, *rest = pieces.split()
+        for right in rest:
+            merges.append((left, right))
+            left += right
+    vocabulary = dict(PHI2_IDS)
+    others = iter(id for id in range(51_000) if id not in PHI2_IDS.values())
+    for token in [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(merge) for merge in merges)]:
+        if token not in vocabulary:
+            vocabulary[token] = next(others)
+    inner = Tokenizer(models.BPE(vocabulary, list(dict.fromkeys(merges))))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return TextTokenizer(inner)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "marker", "ids"),
+    [
+        ("jnana", "align", "image", [6888, 1159, 2939, 25]),
+        ("jnana", "instruct", "image", [6888, 1159, 2939, 25]),
+        ("jnana", "instruct", "question", [437, 286, 1808, 25]),
+        ("tinyclip-phi2", "align", "image", [23893]),
+    ],
+)
+def test_markers_are_the_published_tokens_of_phi_2(name: str, stage: str, marker: str, ids: list[int]):
+    recipe = read(name)
+    options = recipe.stages[stage]
+    assert isinstance(options, FileStage)
+    layout = options.layout or recipe.design.layout
+    assert phi2().control(getattr(layout, marker).after) == ids
+
+
+def test_which_recipe_answers_how():
+    found = {name: read(name).answering for name in names()}
+    assert {name for name, answering in found.items() if answering.passes == 2} == {"ft35", "eden"}
+    assert {name for name, answering in found.items() if answering.clean} == {"ft35", "eden"}
+    assert {answering.describe for answering in found.values()} == {"Please describe this image."}
+    whisper = {name: answering.speech for name, answering in found.items()}
+    assert whisper.pop("spark") is None
+    assert {speech.pretrained for speech in whisper.values() if speech} == {"openai/whisper-small"}
+    assert {name: speech.first_seconds for name, speech in whisper.items() if speech} == {
+        "context-gpt": None,
+        "eden": None,
+        "ft35": None,
+        "jnana": None,
+        "tinyclip-phi2": 10,
+    }
+
+
+def test_jnana_batches_by_the_length_of_answers_and_tinyclip_samples_its_own_words():
+    jnana, tinyclip = read("jnana").stages["instruct"], read("tinyclip-phi2").stages["align"]
+    assert isinstance(jnana, FileStage) and isinstance(tinyclip, FileStage)
+    assert jnana.buckets == {11: 10, 17: 10, 23: 9, 40: 8, 59: 6, 79: 5, 99: 4, 119: 4}
+    assert tinyclip.scheduled_sampling == ScheduledSampling(after=0.6)
+    assert tinyclip.answers.longest_tokens == 35

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -136,7 +137,7 @@ def sound(seed: int, seconds: float = 0.7) -> np.ndarray:
 @cache
 def folder(design: str = "spark") -> Path:
     """A model folder, written once per test run. Copy it before you change it."""
-    return save(_scratch() / design, design)
+    return save(scratch() / design, design)
 
 
 @cache
@@ -144,13 +145,13 @@ def exported(design: str = "spark", weights: str = "float32") -> Path:
     """The ONNX parts of `folder(design)`, written once per test run. Copy it before you change it."""
     from trisense.model.export import export_onnx
 
-    out = _scratch() / f"{design}-{weights}"
+    out = scratch() / f"{design}-{weights}"
     export_onnx(folder(design), out, weights)
     return out
 
 
 @cache
-def _scratch() -> Path:
+def scratch() -> Path:
     path = Path(mkdtemp(prefix="trisense-tests-"))
     atexit.register(rmtree, path, ignore_errors=True)
     return path
@@ -207,3 +208,121 @@ def pretrained_overrides(recipe: str, parts: Path) -> list[str]:
         "design.quantisation=null",
         "design.adapter.r=8",
     ]
+
+
+WHISPER_LANGUAGES = ("en", "de", "fr")
+WHISPER_SPECIAL = [
+    *("<|endoftext|>", "<|startoftranscript|>"),
+    *(f"<|{code}|>" for code in WHISPER_LANGUAGES),
+    *("<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"),
+]
+# What Whisper never writes, because nobody says it: symbols, the first byte of notes, a dash or quote before a word.
+UNSPOKEN = [*'"#()*+/:;<=>@[\\]^_`{|}~', "â", "Ġâ", "Ġ-", "Ġ'"]
+
+
+def whisper_tokenizer() -> Tokenizer:
+    """Whisper's tokens in Whisper's order, with a few words in place of its fifty thousand.
+
+    The empty token before the special ones is how CTranslate2 knows a model of many languages.
+    """
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġâ", "Ġ-", "Ġ'", *(f"Ġw{i}" for i in range(100)), ""]
+    merges = [("Ġ", "â"), ("Ġ", "-"), ("Ġ", "'")]
+    inner = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in WHISPER_SPECIAL])
+    inner.add_tokens([AddedToken(f"<|{i * 0.02:.2f}|>", special=False, normalized=False) for i in range(1501)])
+    return inner
+
+
+@cache
+def whisper() -> Path:
+    """A folder of transformers' Whisper as the Hub has them, in miniature. Copy it before you change it."""
+    import torch
+    from transformers import GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    out = scratch() / "whisper"
+    out.mkdir()
+    inner = whisper_tokenizer()
+    inner.save(str(out / "tokenizer.json"))
+    config = {"tokenizer_class": "WhisperTokenizer", "additional_special_tokens": WHISPER_SPECIAL}
+    (out / "tokenizer_config.json").write_text(json.dumps(config))
+    WhisperFeatureExtractor(feature_size=80).save_pretrained(out)
+    ids = {token: inner.token_to_id(token) for token in WHISPER_SPECIAL}
+    end, start = ids["<|endoftext|>"], ids["<|startoftranscript|>"]
+    special = {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
+    never = ("transcribe", "translate", "startoftranscript", "startofprev", "startoflm", "nospeech")
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(
+        WhisperConfig(
+            vocab_size=inner.get_vocab_size(),
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=2,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=24,
+            decoder_ffn_dim=24,
+            init_std=0.5,
+            **special,
+        )
+    )
+    model.generation_config = GenerationConfig(
+        max_length=448,
+        is_multilingual=True,
+        lang_to_id={f"<|{code}|>": ids[f"<|{code}|>"] for code in WHISPER_LANGUAGES},
+        task_to_id={task: ids[f"<|{task}|>"] for task in ("translate", "transcribe")},
+        no_timestamps_token_id=ids["<|notimestamps|>"],
+        max_initial_timestamp_index=50,
+        return_timestamps=False,
+        suppress_tokens=[*map(inner.token_to_id, UNSPOKEN), *(ids[f"<|{token}|>"] for token in never)],
+        begin_suppress_tokens=[inner.token_to_id("Ġ"), end],
+        **special,
+    )
+    model.save_pretrained(out)
+    return out
+
+
+@cache
+def converted_whisper() -> Path:
+    """`whisper()` as CTranslate2 converts it, in float32. Copy it before you change it."""
+    from ctranslate2.converters import TransformersConverter
+
+    out = scratch() / "whisper-ctranslate2"
+    TransformersConverter(str(whisper()), copy_files=["tokenizer.json", "preprocessor_config.json"]).convert(str(out))
+    return out
+
+
+@cache
+def parts() -> Path:
+    """The folders of `pretrained`, written once per test run, in 16 bits as phi-2 and Phi-3.5 are published."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = pretrained(scratch() / "parts")
+    for name, dtype in (("phi", torch.float16), ("phi3", torch.bfloat16)):
+        AutoModelForCausalLM.from_pretrained(folder / name, dtype=dtype).save_pretrained(folder / name)
+    return folder
+
+
+@cache
+def trained(name: str, *overrides: str, stage: str = "instruct") -> Path:
+    """Trained parts of a packaged recipe over `parts()`, with projectors and an adapter that are not what they began
+    as. Written once per test run; copy them before you change them."""
+    import torch
+
+    from trisense.model.pretrained import add_adapter, load_design
+    from trisense.model.trained import save_trained
+    from trisense.recipe import read
+
+    recipe = read(name, [*pretrained_overrides(name, parts()), *overrides])
+    model, _ = load_design(recipe.design)
+    add_adapter(model, recipe.design)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+    folder = Path(mkdtemp(prefix=f"{name}-", dir=scratch())) / "trained"
+    save_trained(model, recipe, stage, folder)
+    return folder

@@ -165,7 +165,9 @@ class Processor:
 
     def _ears(self) -> AudioProcessor:
         if self.audio is None:
-            raise BadInput("audio: this model has no ears; ask without sounds or choose another model")
+            raise BadInput(
+                "audio: this model has no ears; ask without sounds, choose another model or name a Whisper (--speech)"
+            )
         return self.audio
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,6 +210,18 @@ class Processor:
             return cls(tokenizer, config.layout, config.image, config.audio, config.placeholders, limits or Limits())
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from None
+
+
+def featured(conversation: Conversation, processor: Processor) -> Prompt:
+    """Renders a conversation whose media parts already hold feature vectors [S, E]."""
+
+    def array(part: Image | Audio) -> np.ndarray:
+        return part.image if isinstance(part, Image) else part.audio
+
+    rendered = render(
+        conversation, processor.layout, processor.tokenizer, processor.placeholders, lambda part: len(array(part))
+    )
+    return Prompt(rendered.ids, rendered.mask, rendered.media, tuple(array(slot.part) for slot in rendered.media))
 
 
 def _read_config(path: Path) -> _Config:

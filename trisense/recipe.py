@@ -95,12 +95,45 @@ class Contexts(_Options):
 
 
 class Answers(_Options):
-    """How answers are prepared before they are learned. punctuation, stop_words: False removes them (`ft35`). longest:
-    samples with a longer answer, in characters, are left out (`tinyclip-phi2`)."""
+    """How answers are prepared before they are learned. punctuation, stop_words: False removes them (`ft35`). longest,
+    longest_tokens: samples with a longer answer, in characters or tokens, are left out (`tinyclip-phi2`)."""
 
     punctuation: bool = True
     stop_words: bool = True
     longest: Positive | None = None
+    longest_tokens: Positive | None = None
+
+
+class ScheduledSampling(_Options):
+    """The model's own words in place of the truth (Bengio et al. 2015, arXiv:1506.03099), as `tinyclip-phi2` learns
+    captions: after the share `after` of the steps, every target but the `first` of an answer is learned after what the
+    model itself finds likeliest for the ones before it."""
+
+    after: Annotated[float, Field(ge=0, lt=1)] = 0.6
+    first: Positive = 4
+
+
+class Speech(_Options):
+    """Who writes down what is said, for a model without ears: a Hub id or a folder of Whisper. first_seconds: only the
+    beginning of a sound is listened to (`tinyclip-phi2`)."""
+
+    pretrained: str = "openai/whisper-small"
+    first_seconds: Rate | None = None
+
+
+class Answering(_Options):
+    """How a trained model of this recipe is asked.
+
+    describe: what it is asked about a picture that comes without a question, and in the first of two passes. passes: 2
+    lets the adapter describe the pictures, and the language model as it was, the adapter off, answer from that
+    description with what was written (`ft35`, `eden`). clean: answers lose punctuation, surplus spaces and what they
+    repeat of the question (`ft35`, `eden`). speech: None where sounds go through an encoder of the design.
+    """
+
+    describe: str = "Please describe this image."
+    passes: Literal[1, 2] = 1
+    clean: bool = False
+    speech: Speech | None = None
 
 
 class Stage(_Options):
@@ -157,6 +190,8 @@ class FileStage(Stage):
     layout: Layout | None = None
     answers: Answers = Answers()
     turns: bool = True
+    buckets: Annotated[dict[Positive, Positive], Field(min_length=1)] | None = None
+    scheduled_sampling: ScheduledSampling | None = None
     projector_lr: Rate | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gradient_checkpointing: bool = False
@@ -175,6 +210,7 @@ class Recipe(_Options):
     name: str
     description: str = ""
     design: Design
+    answering: Answering = Answering()
     world: World = World()
     stages: dict[str, AnyStage] = {}
 

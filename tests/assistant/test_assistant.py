@@ -25,6 +25,8 @@ class Scripted:
     """Writes `text` byte by byte, up to `finish`, whatever it is asked."""
 
     name = "scripted"
+    answering = base = None
+    sees = hears = True
 
     def __init__(self, text: bytes | str, finish: str = "stop"):
         self.processor = tiny_models.processor()

@@ -8,10 +8,10 @@ import tiny_models
 import torch
 
 from trisense.chat import Audio, Image, Text
-from trisense.data.batches import Batch, collate
-from trisense.data.world.feed import converse, featured
+from trisense.data.batches import Batch, by_answer, collate
+from trisense.data.world.feed import converse
 from trisense.data.world.single import Question
-from trisense.prompt import Prompt, fan
+from trisense.prompt import Prompt, fan, featured
 
 WIDTH = 16  # of both encoders of the tiny model
 WORDS = ("yes", "no", "top left", "the red cup", "Anna")
@@ -192,3 +192,34 @@ def test_a_fan_is_about_one_context() -> None:
         fan([prompt(0, 1, 0, 1), prompt(2, 1, 0, 1)])
     with pytest.raises(ValueError, match="same media"):
         fan([*alone(1, 0, [["Where?"]]), *alone(0, 1, [["Where?"]])])
+
+
+def test_answers_of_like_length_share_a_batch_of_the_size_that_their_length_allows() -> None:
+    """Seed 2's buckets, and every sample once a round, against what a loop over the samples finds."""
+    lengths = {number: 1 + number * 7 % 40 for number in range(5, 75)}
+    buckets = {10: 6, 20: 4, 40: 3}
+    made: list[int] = []
+
+    def prompt_of(number: int) -> Prompt:
+        made.append(number)
+        return prompt(number, 0, 0, 1)
+
+    batch_at = by_answer(prompt_of, lengths, buckets, seed=2)
+    count = sum(
+        -(-sum(low < length <= high for length in lengths.values()) // size)
+        for low, (high, size) in zip((0, 10, 20), buckets.items(), strict=True)
+    )
+    rounds = []
+    for number in range(2 * count):
+        made.clear()
+        batch = batch_at(number)
+        assert len(batch.inputs["input_ids"]) == len(made)
+        bounds = {min(bound for bound in buckets if lengths[sample] <= bound) for sample in made}
+        assert len(bounds) == 1 and len(made) <= buckets[bounds.pop()]
+        rounds.append(list(made))
+    first, second = ([sample for batch in half for sample in batch] for half in (rounds[:count], rounds[count:]))
+    assert sorted(first) == sorted(second) == sorted(lengths)
+    assert first != second
+    made.clear()
+    by_answer(prompt_of, lengths, buckets, seed=2)(count + 3)
+    assert made == rounds[count + 3], "a batch depends on its number alone"

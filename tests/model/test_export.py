@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import tiny_models
 import torch
 
+from trisense.chat import Conversation
+from trisense.engines import open_engine
 from trisense.engines.onnx import Manifest, OnnxEngine
 from trisense.errors import BadInput
 from trisense.model import export
@@ -137,7 +144,10 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path):
     for arguments, expected in (
         ((tiny_models.folder(), tmp_path / "notes"), "not an earlier export"),
         ((tiny_models.folder(), tmp_path / "notes" / "diary.txt"), "not an earlier export"),
-        ((tiny_models.folder(), tmp_path / "out", "int3"), "weights 'int3': unknown; expected one of float32, int8"),
+        (
+            (tiny_models.folder(), tmp_path / "out", "int3"),
+            "weights 'int3': unknown; expected one of float32, float16, int8, int4",
+        ),
         ((tmp_path / "nothing", tmp_path / "out"), "no such folder"),
     ):
         with pytest.raises(BadInput, match=expected) as refusal:
@@ -145,3 +155,151 @@ def test_what_cannot_be_exported_is_refused_in_one_line(tmp_path: Path):
         assert "\n" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "notes" / "diary.txt").read_text() == "dear"
+
+
+# Trained parts: the language models, encoders and projectors of the five designs.
+
+QUESTION = Conversation.ask("What is it?", images=[tiny_models.picture(0)])
+ANSWER = [104, 105, 33]
+
+
+def long_rope() -> str:
+    """An override that gives `eden` a Phi-3.5 as published: angles for contexts of up to 256, others for up to 512."""
+    folder = tiny_models.parts() / "phi3-long"
+    if not folder.is_dir():
+        shutil.copytree(tiny_models.parts() / "phi3", folder)
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("rope_parameters", None)
+        config["rope_scaling"] = {"type": "longrope", "short_factor": [1.5] * 16, "long_factor": [9.0] * 16}
+        config |= {"original_max_position_embeddings": 256, "rope_theta": 10000.0, "sliding_window": 262144}
+        (folder / "config.json").write_text(json.dumps(config))
+    return f"design.text.pretrained={folder}"
+
+
+def trained(recipe: str) -> Path:
+    return tiny_models.trained(recipe, *([long_rope()] if recipe == "eden" else []))
+
+
+@cache
+def parts_of(recipe: str, weights: str = "float32") -> Path:
+    out = trained(recipe).with_name(f"onnx-{weights}")
+    export_onnx(trained(recipe), out, weights)
+    return out
+
+
+def likely(folder: Path, conversation: Conversation = QUESTION) -> np.ndarray:
+    engine = open_engine(folder)
+    return engine.logprobs(engine.prefill(engine.processor.prompt(conversation)), ANSWER)
+
+
+# phi-2 and patches of CLIP; Phi-3.5 and its one pooled vector.
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["jnana", "eden"])
+def test_trained_parts_answer_without_torch_as_with_it(recipe: str):
+    folders = trained(recipe), parts_of(recipe)
+    answers = []
+    for folder in folders:
+        engine = open_engine(folder)
+        answers.append(list(engine.stream(engine.prefill(engine.processor.prompt(QUESTION)), max_new_tokens=24)))
+    assert isinstance(open_engine(folders[1]), OnnxEngine)
+    assert answers[0] == answers[1]
+    assert len(set(answers[0])) > 3, "a model that repeats itself proves little"
+    expected = likely(folders[0])
+    assert np.abs(expected - likely(folders[1])).max() < 1e-3
+    dark = Conversation.ask("What is it?", images=[np.zeros((40, 50, 3), np.uint8)])
+    assert np.abs(expected - likely(folders[1], dark)).max() > 1e-2, "a model that does not look proves little"
+
+
+@pytest.mark.slow
+def test_trained_parts_answer_where_there_is_no_torch(samples: Path):
+    script = """
+import sys
+from trisense.assistant.assistant import Assistant
+from trisense.chat import Conversation
+
+sys.modules |= {"torch": None, "transformers": None}
+conversation = Conversation.ask("What?", images=[sys.argv[2]])
+assert Assistant.from_pretrained(sys.argv[1]).answer(conversation, max_new_tokens=4).completion_tokens
+"""
+    arguments = [sys.executable, "-c", script, str(parts_of("eden")), str(samples / "picture.png")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_context_of_phi35_ends_where_its_angles_change():
+    assert Manifest.read(parts_of("eden")).max_positions == 256
+    assert Manifest.read(parts_of("jnana")).max_positions == 512
+    without = tiny_models.trained("eden")
+    assert np.abs(likely(without) - likely(trained("eden"))).max() > 1e-2, "the factors of a short context count"
+
+
+# Random weights exaggerate what rounding does; trained ones lose far less.
+@pytest.mark.slow
+@pytest.mark.parametrize(("weights", "share", "most"), [("float16", 0.65, 0.02), ("int8", 0.5, 0.3), ("int4", 0.4, 3)])
+def test_smaller_weights_are_close(weights: str, share: float, most: float):
+    whole, small = parts_of("eden"), parts_of("eden", weights)
+    manifest = Manifest.read(small)
+    assert manifest.weights == weights
+    assert manifest.parts["decoder"].bytes < share * Manifest.read(whole).parts["decoder"].bytes
+    assert 0 < np.abs(likely(whole) - likely(small)).max() < most
+
+
+@pytest.mark.slow
+def test_int4_spares_the_head_and_what_sees():
+    bits = {
+        part: sorted(
+            attribute.i
+            for node in onnx.load(parts_of("eden", "int4") / "onnx" / f"{part}.onnx").graph.node
+            for attribute in node.attribute
+            if node.op_type == "MatMulNBits" and attribute.name == "bits"
+        )
+        for part in ("decoder", "image_encoder", "image_projector")
+    }
+    assert bits["decoder"] == [4] * 8 + [8], "two layers of four matrices each, and the head"
+    assert set(bits["image_encoder"]) == set(bits["image_projector"]) == {8}
+
+
+@pytest.mark.slow
+def test_a_large_part_is_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A file of ONNX ends at 2 GiB."""
+    monkeypatch.setattr(export, "LARGE", 0)
+    export_onnx(trained("eden"), tmp_path / "out", "int4")
+    manifest = Manifest.read(tmp_path / "out")
+    manifest.verify(tmp_path / "out")
+    assert {"decoder", "decoder.onnx.data"} <= set(manifest.parts)
+    assert np.array_equal(likely(tmp_path / "out"), likely(parts_of("eden", "int4")))
+
+
+def linear() -> export._Part:
+    return export._Part(torch.nn.Linear(64, 64), (torch.randn(1, 3, 64),), (None,), ["x"], ["y"])
+
+
+def computed(path: Path, part: export._Part) -> np.ndarray:
+    return onnxruntime.InferenceSession(path).run(None, {"x": part.arguments[0].numpy()})[0]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("large", [False, True])
+def test_float16_is_how_weights_are_stored_and_not_how_they_are_computed_with(
+    large: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(export, "LARGE", 0 if large else 10**9)
+    part, path = linear(), tmp_path / "linear.onnx"
+    export._write(part, path, "float16")
+    assert path.with_suffix(".onnx.data").exists() == large
+    graph = onnx.load(path).graph
+    kinds = {len(tensor.dims): tensor.data_type for tensor in graph.initializer}
+    assert kinds == {1: onnx.TensorProto.FLOAT, 2: onnx.TensorProto.FLOAT16}
+    part.module.weight.copy_(part.module.weight.half())
+    assert np.abs(computed(path, part) - part.module(part.arguments[0]).numpy()).max() < 1e-5
+
+
+@torch.no_grad()
+def test_a_number_beyond_float16_stays_what_it_is(tmp_path: Path):
+    part = linear()
+    part.module.weight[0, 0] = 1e6
+    export._write(part, tmp_path / "linear.onnx", "float16")
+    np.testing.assert_allclose(
+        computed(tmp_path / "linear.onnx", part), part.module(part.arguments[0]).numpy(), rtol=1e-5, atol=1e-5
+    )

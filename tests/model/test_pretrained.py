@@ -13,10 +13,10 @@ from transformers import CLIPVisionModelWithProjection, Phi3ForCausalLM
 
 from trisense.chat import Conversation
 from trisense.data.batches import collate
-from trisense.data.world.feed import featured
 from trisense.errors import BadInput
 from trisense.model.pretrained import add_adapter, load_design
 from trisense.model.senses import Sense
+from trisense.prompt import featured
 from trisense.recipe import Design, Quantisation, read
 
 

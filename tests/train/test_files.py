@@ -7,18 +7,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
 from PIL import Image as Pictures
 
 from trisense.assistant.assistant import Assistant
-from trisense.chat import Conversation
+from trisense.chat import Conversation, Image, Message
+from trisense.data.batches import collate
 from trisense.errors import BadInput
-from trisense.model.export import export_onnx
-from trisense.model.trained import load_trained, read_recipe
-from trisense.recipe import FileStage, Recipe, read
-from trisense.train.files import train_stage
+from trisense.model.pretrained import load_design
+from trisense.model.trained import load_trained, read_recipe, staged
+from trisense.prompt import featured
+from trisense.recipe import FileStage, Recipe, ScheduledSampling, read
+from trisense.train.files import Learner, train_stage
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
 
@@ -120,14 +123,67 @@ def test_a_stopped_stage_goes_on_and_ends_the_same(parts: Path, data: dict[str, 
     train_stage(tiny, "instruct", data["instruct"], out, device="cpu")
     state = torch.load(out / "instruct" / "checkpoint.pt", weights_only=True)
     assert all(".projector." in key or ".lora_" in key for key in state["model"]), "only what learns is saved"
-    with pytest.raises(BadInput, match="this stage began with another data"):
+    with pytest.raises(BadInput, match="this run began with another data"):
         train_stage(tiny, "instruct", data["caption"], out, device="cpu")
     other = recipe("eden", parts, "stages.instruct.steps=8", "design.adapter.alpha=3")
-    with pytest.raises(BadInput, match="this stage began with another design"):
+    with pytest.raises(BadInput, match="this run began with another design"):
         train_stage(other, "instruct", data["instruct"], out, device="cpu")
     again = train_stage(tiny, "instruct", data["instruct"], out, device="cpu")
     for file in ("projector/image.safetensors", "adapter/adapter_model.safetensors"):
         assert (whole / file).read_bytes() == (again / file).read_bytes()
+
+
+def test_scheduled_sampling_feeds_the_models_own_words(parts: Path):
+    """Against a loop that looks for what the model finds likeliest, one place after the other."""
+    tiny = recipe("tinyclip-phi2", parts)
+    torch.manual_seed(5)
+    model, processor = load_design(staged(tiny, "align"))
+    prompts = []
+    for index, text in enumerate(("a long red caption", "short one")):
+        features = np.random.default_rng(index).normal(size=(4, 16)).astype(np.float32)
+        picture = Conversation(messages=(Message(role="user", content=(Image(image=features),)),))
+        prompts.append(featured(picture.answered(text), processor))
+    inputs = collate(prompts).inputs
+    labels = inputs["labels"]
+    expected = inputs["input_ids"].clone()
+    with torch.inference_mode():
+        for row in range(2):
+            places = [place for place in range(labels.shape[1]) if labels[row, place] != -100]
+            for place in places[3:]:
+                logits = model(**{key: value for key, value in inputs.items() if key != "labels"}).logits[
+                    row, place - 1
+                ]
+                logits[269] = -torch.inf
+                expected[row, place] = logits.argmax()
+        assert not torch.equal(expected, inputs["input_ids"])
+        own = model(**{**inputs, "input_ids": expected}).loss
+        truth = model(**inputs).loss
+        learner = Learner(model, sampling=ScheduledSampling(first=3))
+        assert learner(**inputs, own_words=torch.tensor(True)).loss == own
+        assert learner(**inputs, own_words=torch.tensor(False)).loss == truth
+        assert own != truth
+
+
+def test_which_samples_are_learned_and_when_the_models_words_begin(
+    parts: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    short = ["stages.align.answers.longest_tokens=9", "stages.align.steps=5", "stages.align.accumulate=2"]
+    tiny = recipe("tinyclip-phi2", parts, *short)
+    fed: list[bool] = []
+    real = Learner.forward
+
+    def watched(self: Learner, own_words: Any = None, **inputs: Any) -> Any:
+        fed.append(bool(own_words))
+        longest = int((inputs["labels"] != -100).sum(1).max())
+        assert longest <= 9 + 1, "the caption and its end"
+        return real(self, own_words=own_words, **inputs)
+
+    monkeypatch.setattr(Learner, "forward", watched)
+    train_stage(tiny, "align", data["caption"], tmp_path / "run", device="cpu")
+    assert fed == [False] * 6 + [True] * 4, "after 60 % of the steps"
+    with pytest.raises(BadInput, match="0 samples that this stage can use"):
+        none = recipe("tinyclip-phi2", parts, "stages.align.answers.longest_tokens=1")
+        train_stage(none, "align", data["caption"], tmp_path / "none", device="cpu")
 
 
 @cache
@@ -153,6 +209,4 @@ def test_what_does_not_fit_is_one_line_that_names_it(
     assert "'/nowhere/at/all' is neither a folder" in refusal("design.vision.pretrained=/nowhere/at/all")
     with pytest.raises(BadInput, match=r"train the stage align into .* first, or name trained parts with --after"):
         train_stage(recipe("jnana", parts), "instruct", data["instruct"], tmp_path / "out", device="cpu")
-    with pytest.raises(BadInput, match="holds trained parts beside pretrained ones"):
-        export_onnx(trained, tmp_path / "onnx")
     assert "nowhere.json: cannot be read" in refusal(file=Path("nowhere.json"))

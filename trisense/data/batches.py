@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -87,6 +87,32 @@ def like_length(prompt_at: Callable[[int], Prompt], size: int, seed: int) -> Cal
         return batches
 
     return lambda number: collate(window(number // WINDOW)[number % WINDOW])
+
+
+def by_answer(
+    prompt_of: Callable[[int], Prompt], lengths: Mapping[int, int], buckets: Mapping[int, int], seed: int
+) -> Callable[[int], Batch]:
+    """Batches of samples with answers of like length, short ones in large batches (`jnana`): batch n of no end.
+
+    lengths: sample -> tokens of its answer. buckets: longest answer of a batch -> samples in it. Every sample comes
+    once before any comes again, each time in another order. A batch depends on its number alone.
+    """
+    bounds = np.array(sorted(buckets))
+    members = np.array(sorted(lengths))
+    place = np.searchsorted(bounds, [lengths[member] for member in members.tolist()])
+    groups = [(members[place == i], buckets[int(bound)]) for i, bound in enumerate(bounds)]
+    count = sum(-(-len(group) // size) for group, size in groups)
+
+    @lru_cache(maxsize=2)
+    def round_of(number: int) -> list[list[int]]:
+        rng = np.random.default_rng((seed, number))
+        batches = []
+        for group, size in groups:
+            drawn = rng.permutation(group).tolist()
+            batches += [drawn[start : start + size] for start in range(0, len(drawn), size)]
+        return [batches[i] for i in rng.permutation(count)]
+
+    return lambda number: collate([prompt_of(sample) for sample in round_of(number // count)[number % count]])
 
 
 def _branched(prompts: Sequence[Prompt], longest: int) -> dict[str, np.ndarray]:

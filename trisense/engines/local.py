@@ -3,47 +3,46 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
-from trisense.engines.protocol import CachingEngine, Seen
+from trisense.engines.protocol import CachingEngine, Engine, Seen
 from trisense.errors import BadInput
-from trisense.model.checkpoint import load_model
-from trisense.model.trained import RECIPE_FILE, load_trained
+from trisense.model.checkpoint import load_model, open_device
+from trisense.model.configuration import TrisenseConfig
+from trisense.model.trained import RECIPE_FILE, has_adapter, load_trained, read_recipe
 from trisense.prompt import Processor
+from trisense.recipe import Answering
 
 
 class LocalEngine(CachingEngine):
-    """An `Engine` over `TrisenseForConditionalGeneration`: a folder of a whole model, one of trained parts beside
-    pretrained ones, or a Hub id that is downloaded first.
+    """An `Engine` over `TrisenseForConditionalGeneration`: a folder of a whole model, or one of trained parts beside
+    pretrained ones.
 
     On a CPU the model runs in float32 whatever the checkpoint's own dtype (bfloat16 is several times slower there), on
     other devices in the checkpoint's own.
     """
 
-    def __init__(self, model: str | os.PathLike[str], device: str | None = None) -> None:
-        if device in (None, "auto"):
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(device)
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-            raise BadInput(f"device {device}: {str(error).splitlines()[0]}") from None
-        folder, name = Path(model), os.fspath(model)
-        if folder.is_dir():
-            name = folder.resolve().name
-        else:
-            folder = download(name)
-        self.folder = folder
+    answering: Answering | None = None
+    base: Engine | None = None
+
+    def __init__(self, folder: str | os.PathLike[str], device: str | None = None, name: str | None = None) -> None:
+        """name: for people; the folder's own where there is none."""
+        self.device = open_device(device)
+        self.folder = folder = Path(folder)
         loaded: Any
         if (folder / RECIPE_FILE).is_file():
             loaded, processor = load_trained(folder, self.device)
+            self.answering = read_recipe(folder)[0].answering
         else:
             processor = Processor.from_folder(folder)
             loaded = load_model(folder, torch.float32 if self.device.type == "cpu" else None)
@@ -55,7 +54,31 @@ class LocalEngine(CachingEngine):
                 f"{dict(processor.placeholders)}; they do not belong together"
             )
         text: Any = config.text_config
+        name = name or folder.resolve().name
         super().__init__(name, str(folder), processor, text.vocab_size, text.max_position_embeddings)
+        self._alone = RLock()
+        if self.answering and self.answering.passes == 2 and has_adapter(self.model):
+            self.base = _Base(self)
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """Within it the language model is the very one that was loaded, and nobody else runs it."""
+        with self._alone:
+            self.model.language_model.disable_adapters()
+            try:
+                yield
+            finally:
+                self.model.language_model.enable_adapters()
+
+    @staticmethod
+    def opens(folder: Path) -> bool:
+        """Whether a folder says of itself that it holds a model of this package."""
+        if (folder / RECIPE_FILE).is_file():
+            return True
+        try:
+            return json.loads((folder / "config.json").read_bytes())["model_type"] == TrisenseConfig.model_type
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
 
     @torch.inference_mode()
     def _run(
@@ -74,13 +97,14 @@ class LocalEngine(CachingEngine):
             arguments["input_features_mask"] = torch.from_numpy(real)  # [N, F]
         arguments = {name: value.to(self.device) for name, value in arguments.items()}
         try:
-            out = self.model(
-                input_ids=torch.tensor([list(ids)], device=self.device),  # [1, T]
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=keep,
-                **arguments,
-            )
+            with self._alone:
+                out = self.model(
+                    input_ids=torch.tensor([list(ids)], device=self.device),  # [1, T]
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=keep,
+                    **arguments,
+                )
         except ValueError as error:  # counts of places and vectors differ: the message names both
             raise BadInput(f"{self.folder}: {error}; processor_config.json does not belong to this model") from None
         return out.logits[0].float().cpu().numpy(), out.past_key_values
@@ -92,14 +116,21 @@ class LocalEngine(CachingEngine):
         return cache
 
 
-def download(name: str) -> Path:
-    """The folder of a model of the Hub, downloaded or from the cache. Raises BadInput when neither has it."""
-    from huggingface_hub import snapshot_download
+class _Base(CachingEngine):
+    """A local engine with its adapter off: same weights, nothing loaded twice."""
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"{name}: no such folder, and not to be had from the Hub ({reason}); give the folder of a model"
-        ) from None
+    def __init__(self, engine: LocalEngine) -> None:
+        text: Any = engine.model.config.text_config
+        super().__init__(
+            engine.name, str(engine.folder), engine.processor, text.vocab_size, text.max_position_embeddings
+        )
+        self._engine = engine
+
+    def _run(
+        self, ids: Sequence[int], media: Sequence[tuple[Seen, np.ndarray]], cache: Any, keep: int
+    ) -> tuple[np.ndarray, DynamicCache]:
+        with self._engine.adapter_off():
+            return self._engine._run(ids, media, cache, keep)
+
+    def _cut(self, cache: DynamicCache, length: int) -> DynamicCache:
+        return self._engine._cut(cache, length)

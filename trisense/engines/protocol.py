@@ -13,12 +13,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from trisense.chat import Conversation
 from trisense.errors import BadInput
 from trisense.prompt import Processor, Prompt
+
+if TYPE_CHECKING:
+    from trisense.recipe import Answering
 
 
 class Seen(NamedTuple):
@@ -48,11 +52,44 @@ class State:
     """Why the last `stream` ended: an end token, or no room for more tokens."""
 
 
+class Decoder(Protocol):
+    """Ids back to text."""
+
+    def decode(self, ids: Sequence[int], /) -> str: ...
+
+
+class Reader(Protocol):
+    """What an assistant asks of a processor: `trisense.prompt.Processor`, or another model's own behind a cover."""
+
+    @property
+    def tokenizer(self) -> Decoder: ...
+
+    def prompt(self, conversation: Conversation, /) -> Prompt:
+        """What the engine of this processor reads. Raises BadInput for what cannot be shown to the model."""
+        ...
+
+
 class Engine(Protocol):
     """What an assistant asks of whatever computes the answer."""
 
-    processor: Processor
     name: str
+    answering: Answering | None = None
+    """How the model's recipe wants it to be asked; None: as it is."""
+    base: Engine | None = None
+    """The same model with its adapter off, where the recipe answers in two passes."""
+
+    @property
+    def processor(self) -> Reader: ...
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model has eyes; without them a conversation with a picture is refused."""
+        ...
+
+    @property
+    def hears(self) -> bool:
+        """Whether the model has ears; without them a conversation with a sound is refused."""
+        ...
 
     def prefill(self, prompt: Prompt, state: State | None = None) -> State:
         """Reads a prompt; the longest beginning that `state` has read already (ids and media equal) is not read again.
@@ -85,12 +122,12 @@ class Engine(Protocol):
 def media_of(prompt: Prompt) -> tuple[Seen, ...]:
     """The pictures and sounds of a prompt, comparable with those of a state."""
     return tuple(
-        Seen(slot.sense, slot.start, slot.length, _digest(values))
+        Seen(slot.sense, slot.start, slot.length, digest(values))
         for slot, values in zip(prompt.media, prompt.values, strict=True)
     )
 
 
-def _digest(values: np.ndarray) -> bytes:
+def digest(values: np.ndarray) -> bytes:
     digest = blake2b(f"{values.shape} {values.dtype}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(values).data)
     return digest.digest()
@@ -141,8 +178,34 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
+def check_length(count: int, max_positions: int) -> None:
+    """Raises BadInput for a prompt of `count` positions that leaves no room for an answer, or of none."""
+    if not count:
+        raise BadInput("the conversation is empty; expected a question")
+    if count >= max_positions:
+        raise BadInput(
+            f"the conversation takes {count} positions, this model reads fewer than {max_positions}: "
+            "give fewer or shorter pictures, sounds and texts"
+        )
+
+
+def check_options(max_new_tokens: int, temperature: float, top_p: float, seed: int | None) -> None:
+    """Raises BadInput for an option of `Engine.stream` that makes no sense, naming it."""
+    for name, value, fits, expected in (
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 or more"),
+        ("temperature", temperature, 0 <= temperature < float("inf"), "0 (no chance) or more"),
+        ("top_p", top_p, 0 < top_p <= 1, "more than 0, at most 1"),
+        ("seed", seed, seed is None or seed >= 0, "0 or more"),
+    ):
+        if not fits:
+            raise BadInput(f"{name} is {value}; expected {expected}")
+
+
 class CachingEngine(ABC):
     """An `Engine` over two operations on a KV cache: run some positions through the model, and cut the cache."""
+
+    answering: Answering | None = None
+    base: Engine | None = None
 
     def __init__(self, name: str, where: str, processor: Processor, vocab_size: int, max_positions: int) -> None:
         """name: for people; where: the folder, for messages."""
@@ -160,6 +223,14 @@ class CachingEngine(ABC):
                 "embeddings; they do not belong together"
             )
 
+    @property
+    def sees(self) -> bool:
+        return self.processor.image is not None
+
+    @property
+    def hears(self) -> bool:
+        return self.processor.audio is not None
+
     @abstractmethod
     def _run(
         self, ids: Sequence[int], media: Sequence[tuple[Seen, np.ndarray]], cache: Any, keep: int
@@ -176,13 +247,7 @@ class CachingEngine(ABC):
 
     def prefill(self, prompt: Prompt, state: State | None = None) -> State:
         count = len(prompt.ids)
-        if not count:
-            raise BadInput("the conversation is empty; expected a question")
-        if count >= self.max_positions:
-            raise BadInput(
-                f"the conversation takes {count} positions, this model reads fewer than {self.max_positions}: "
-                "give fewer or shorter pictures, sounds and texts"
-            )
+        check_length(count, self.max_positions)
         media = media_of(prompt)
         # The last position is always run, for its logits.
         known = shared_prefix(prompt.ids[:-1], media, state) if state is not None else 0
@@ -205,14 +270,7 @@ class CachingEngine(ABC):
         top_p: float = 1.0,
         seed: int | None = None,
     ) -> Iterator[int]:
-        for name, value, fits, expected in (
-            ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "1 or more"),
-            ("temperature", temperature, 0 <= temperature < float("inf"), "0 (no chance) or more"),
-            ("top_p", top_p, 0 < top_p <= 1, "more than 0, at most 1"),
-            ("seed", seed, seed is None or seed >= 0, "0 or more"),
-        ):
-            if not fits:
-                raise BadInput(f"{name} is {value}; expected {expected}")
+        check_options(max_new_tokens, temperature, top_p, seed)
         return self._stream(state, max_new_tokens, temperature, top_p, np.random.default_rng(seed))
 
     def _stream(

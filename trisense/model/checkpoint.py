@@ -1,4 +1,4 @@
-"""Loading a model folder, strictly: every weight the model has, and no other."""
+"""Loading a model folder, strictly: every weight the model has, and no other; and the device it goes to."""
 
 from __future__ import annotations
 
@@ -25,19 +25,8 @@ def load_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None)
     missing, too many or of another shape, and for files that cannot be read, each in one line.
     """
     folder = Path(folder)
-    path = folder / "config.json"
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; expected the folder of a torch model")
+    config = load_config(folder)
     with quiet():
-        try:
-            values, _ = TrisenseConfig.get_config_dict(folder)
-            if (kind := values.get("model_type")) != TrisenseConfig.model_type:
-                raise BadInput(f"{path}: model_type is {kind!r}; expected {TrisenseConfig.model_type!r}")
-            config = TrisenseConfig.from_pretrained(folder)
-        except BadInput as error:
-            raise BadInput(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
-        except Exception as error:  # whatever a config of unknown content makes its classes raise
-            raise BadInput(f"{path}: not a config of this model ({_first_line(error)})") from None
         try:
             loaded: Any = TrisenseForConditionalGeneration.from_pretrained(
                 folder,
@@ -49,7 +38,7 @@ def load_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None)
                 output_loading_info=True,
             )
         except (SafetensorError, OSError, ValueError) as error:
-            raise BadInput(f"{folder}: its weights cannot be read ({_first_line(error)})") from None
+            raise BadInput(f"{folder}: its weights cannot be read ({first_line(error)})") from None
     model, info = loaded
     for key, what in (
         ("missing_keys", "lack"),
@@ -61,7 +50,37 @@ def load_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None)
     return model
 
 
-def _first_line(error: Exception) -> str:
+def open_device(name: str | None = None) -> torch.device:
+    """A device of torch; None or `auto`: a GPU where there is one. Raises BadInput for one that is not there."""
+    if name is None or name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise BadInput(f"device {name}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def load_config(folder: Path) -> TrisenseConfig:
+    """The config of a model folder. Raises BadInput for a folder that is no such model, in one line."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; expected the folder of a torch model")
+    with quiet():
+        try:
+            values, _ = TrisenseConfig.get_config_dict(folder)
+            if (kind := values.get("model_type")) != TrisenseConfig.model_type:
+                raise BadInput(f"{path}: model_type is {kind!r}; expected {TrisenseConfig.model_type!r}")
+            return TrisenseConfig.from_pretrained(folder)
+        except BadInput as error:
+            raise BadInput(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+        except Exception as error:  # whatever a config of unknown content makes its classes raise
+            raise BadInput(f"{path}: not a config of this model ({first_line(error)})") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says in its first line, or its class where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

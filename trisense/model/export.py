@@ -1,9 +1,15 @@
-"""A torch model -> a folder of ONNX parts for `engines/onnx.py`, which describes its files.
+"""A torch model, whole or as trained parts -> a folder of ONNX parts for `engines/onnx.py`, which describes its files.
 
-The parts are the unchanged modules of the model behind thin wrappers that only rename inputs and outputs. `int8` keeps
-the weights of matrix products in 8 bits, one scale per output and 32 inputs, and the embedding table in 8 bits, one
-scale per row; the rest, convolutions and everything computed among it, stays float32. (Were what is computed rounded
-too, an answer would depend on how much of the prompt is read at once.)
+The parts are the unchanged modules of the model behind thin wrappers that only rename inputs and outputs. How weights
+are kept, while everything is computed in float32 (were what is computed rounded too, an answer would depend on how much
+of the prompt is read at once):
+
+- `float16`: half the file of `float32`, no more: a CPU has hardly any operator for 16 bits, so they are widened once,
+  when a part is opened, and then take the memory and the time of `float32`.
+- `int8`: matrices in 8 bits, one scale per output and 32 inputs, the embedding table in 8 bits, one scale per row.
+- `int4`: as `int8`, but the language model's matrices, its head aside, in 4 bits.
+
+Convolutions, biases and norms stay float32 in the last two.
 
 Letters: T positions, P positions in the cache, K wanted rows of logits, D width of the language model, V vocabulary,
 E width of an encoder, S feature vectors of one medium, M mel bins, F log-mel frames.
@@ -14,14 +20,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+import onnx
+import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
@@ -30,15 +38,19 @@ from transformers import DynamicCache, PreTrainedModel
 
 from trisense.engines.onnx import MANIFEST, Manifest, Part, past_names
 from trisense.errors import BadInput
-from trisense.model.checkpoint import load_model
+from trisense.model.folders import whole_folder
+from trisense.model.merge import open_whole
 from trisense.model.modeling import TrisenseForConditionalGeneration
+from trisense.model.publish import write_card
 from trisense.model.senses import Sense
 from trisense.prompt import Processor
 
-Weights = Literal["float32", "int8"]
+Weights = Literal["float32", "float16", "int8", "int4"]
 
 # A protobuf file ends at 2 GiB; weights of larger parts go into a file beside it.
 LARGE = 1_500_000_000
+# Numbers; a smaller constant is not worth a node that widens it.
+SMALL = 1024
 
 
 class _Part(NamedTuple):
@@ -109,33 +121,20 @@ def _tensors(cache: DynamicCache) -> list[torch.Tensor]:
 def export_onnx(folder: str | os.PathLike[str], out: str | os.PathLike[str], weights: Weights = "float32") -> Manifest:
     """Writes the model of `folder` as ONNX parts into `out`, whole or not at all, and returns the manifest.
 
-    An earlier export in `out` is replaced. Raises BadInput for an unknown kind of weights, for an `out` that holds
-    something else, and for a folder that is no model.
+    Trained parts are merged first, in memory (`merge.merged`). The float32 weights are in memory twice while the
+    language model is written. An earlier export in `out` is replaced. Raises BadInput for an unknown kind of weights,
+    for an `out` that holds something else, and as `open_whole` does.
     """
     folder, out = Path(folder), Path(out)
     if weights not in get_args(Weights):
         raise BadInput(f"weights {weights!r}: unknown; expected one of {', '.join(get_args(Weights))}")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file())):
-        raise BadInput(f"{out}: exists and is not an earlier export; give a new folder")
-    if (folder / "recipe.json").is_file():
-        raise BadInput(f"{folder}: holds trained parts beside pretrained ones; only a whole model can be exported")
-    processor = Processor.from_folder(folder)
-    model = load_model(folder, torch.float32).eval()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    earlier = aside.with_name(f"{aside.name}.earlier")
-    try:
+    with whole_folder(out, MANIFEST) as aside:
+        model, processor = open_whole(folder)
         manifest = write_parts(model, processor, aside, weights)
         processor.save(aside)
-        shutil.copyfile(folder / "config.json", aside / "config.json")
+        model.config.save_pretrained(aside)
+        write_card(aside, folder, "onnx")
         (aside / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        aside.chmod(0o755)  # mkdtemp makes folders for one user
-        if out.exists():
-            out.replace(earlier)
-        aside.replace(out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(earlier, ignore_errors=True)
     return manifest
 
 
@@ -148,6 +147,7 @@ def write_parts(
         # The decomposition of scaled_dot_product_attention does not export with dynamic shapes everywhere.
         if isinstance(module, PreTrainedModel) and module is not model:
             module.set_attn_implementation("eager")
+    longest = _longest(model.language_model)
     decoder = _decoder(model.language_model)
     embeds, past, _ = decoder.arguments
     parts = {"embed_tokens": _embedding(model, weights), "decoder": decoder}
@@ -157,9 +157,9 @@ def write_parts(
     (folder / "onnx").mkdir()
     for name, part in parts.items():
         path = folder / "onnx" / f"{name}.onnx"
-        _write(part, path)
-        if weights == "int8" and name != "embed_tokens":
-            _quantise(path)
+        _write(part, path, weights)
+        if weights.startswith("int") and name != "embed_tokens":
+            _quantise(path, 4 if weights == "int4" and name == "decoder" else 8)
     text: Any = model.config.text_config
     return Manifest(
         weights=weights,
@@ -172,7 +172,7 @@ def write_parts(
         head_dim=past[0].shape[3],
         hidden_size=embeds.shape[2],
         vocab_size=text.vocab_size,
-        max_positions=text.max_position_embeddings,
+        max_positions=longest,
     )
 
 
@@ -200,11 +200,26 @@ def _sense(name: str, sense: Sense, processor: Processor) -> dict[str, _Part]:
 
 def _embedding(model: TrisenseForConditionalGeneration, weights: Weights) -> _Part:
     module = model.get_input_embeddings()
-    if weights == "int8":
+    if weights.startswith("int"):
         assert isinstance(module.weight, torch.Tensor)
         module = _Embedding(module.weight)
     ids = torch.zeros(1, 3, dtype=torch.long)
     return _Part(module, (ids,), ({1: Dim.DYNAMIC},), ["input_ids"], ["inputs_embeds"])
+
+
+def _longest(language_model: Any) -> int:
+    """The positions that an export can have, for which it settles what rotary angles they get.
+
+    A Phi-3.5 (LongRoPE, Ding et al. 2024, arXiv:2402.13753) turns all of a context by other angles as soon as it grows
+    beyond what the model first learned on; keys in a cache are turned already. An export keeps to the angles of a short
+    context, and so to its length: 4096 of Phi-3.5-mini's 131,072.
+    """
+    text = language_model.config
+    for module in language_model.modules():
+        if getattr(module, "rope_type", None) == "longrope":
+            module.rope_type = "default"  # as it was made: with the angles of a short context
+            return module.config.rope_parameters["original_max_position_embeddings"]
+    return text.max_position_embeddings
 
 
 def _decoder(language_model: Any) -> _Part:
@@ -221,7 +236,7 @@ def _decoder(language_model: Any) -> _Part:
     )
 
 
-def _write(part: _Part, path: Path) -> None:
+def _write(part: _Part, path: Path, weights: Weights) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in part.module.state_dict().values())
     with _quiet():
         program = torch.onnx.export(
@@ -236,22 +251,57 @@ def _write(part: _Part, path: Path) -> None:
     assert program is not None
     # The exporter notes source lines of the machine it ran on, several times the size of a small model.
     ClearMetadataAndDocStringPass()(program.model)
+    if weights == "float16":
+        _halve(program.model.graph)
     program.save(path, external_data=size > LARGE)
 
 
-def _quantise(path: Path) -> None:
-    """Weights of matrix products to int8 by blocks of 32 inputs, in place; what is computed stays float32."""
+def _halve(graph: ir.Graph) -> None:
+    """Large constants to float16, each with a node that widens it, which the runtime computes once.
+
+    A constant with numbers beyond float16's 65,504 stays as it is.
+    """
+    first = graph[0]
+    for name, value in list(graph.initializers.items()):
+        constant = value.const_value
+        if constant is None or constant.dtype != ir.DataType.FLOAT or constant.size < SMALL:
+            continue
+        if (numbers := constant.numpy()).size and np.abs(numbers).max() > np.finfo(np.float16).max:
+            continue
+        half = ir.tensor(numbers.astype(np.float16), name=f"{name}.half")
+        stored = ir.Value(name=half.name, shape=value.shape, type=ir.TensorType(half.dtype), const_value=half)
+        widen = ir.node("Cast", [stored], {"to": int(ir.DataType.FLOAT)})
+        widen.outputs[0].name = f"{name}.whole"
+        widen.outputs[0].type, widen.outputs[0].shape = value.type, value.shape
+        graph.insert_before(first, widen)
+        ir.convenience.replace_all_uses_with(value, widen.outputs[0])
+        del graph.initializers[name]
+        graph.register_initializer(stored)
+
+
+def _quantise(path: Path, bits: Literal[4, 8]) -> None:
+    """Weights of matrix products to integers by blocks of 32 inputs, in place. With 4 bits the last, which is the
+    language model's head, gets 8: an error there is an error of every word."""
+    large = path.with_suffix(".onnx.data")
+    with _quiet(), tempfile.TemporaryDirectory(dir=path.parent) as aside:
+        model = onnx.load(path)
+        if bits == 4:
+            head = [node.name for node in model.graph.node if node.op_type == "MatMul"][-1:]
+            model = _rounded(model, 4, head).model
+        file = Path(aside) / path.name
+        _rounded(model, 8).save_model_to_file(str(file), use_external_data_format=large.exists())
+        large.unlink(missing_ok=True)
+        for written in Path(aside).iterdir():  # the weights of a large part again lie beside it
+            written.replace(path.with_name(written.name))
+
+
+def _rounded(model: onnx.ModelProto, bits: Literal[4, 8], spared: Sequence[str] = ()) -> Any:
+    """onnxruntime's own cover over `model`, with the products not `spared` as `MatMulNBits`."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
-    aside = path.with_suffix(".int8")
-    large = path.with_suffix(".onnx.data")
-    with _quiet():
-        quantizer = MatMulNBitsQuantizer(str(path), bits=8, block_size=32, is_symmetric=True)
-        quantizer.process()
-        quantized: Any = quantizer.model
-        quantized.save_model_to_file(str(aside), use_external_data_format=large.exists())
-    large.unlink(missing_ok=True)
-    aside.replace(path)
+    quantizer = MatMulNBitsQuantizer(model, bits=bits, block_size=32, is_symmetric=True, nodes_to_exclude=list(spared))
+    quantizer.process()
+    return quantizer.model
 
 
 def _describe(path: Path, folder: Path) -> Part:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pydantic import ValidationError
@@ -36,22 +37,29 @@ def save_trained(model: TrisenseForConditionalGeneration, recipe: Recipe, stage:
     """Writes the parts aside and renames them, so that a kill leaves the old ones or the new ones."""
     aside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
-    (aside / "projector").mkdir(parents=True)
-    for name, sense in model.senses.items():
-        assert isinstance(sense, Sense)
-        weights = {key: value.contiguous().cpu() for key, value in sense.projector.state_dict().items()}
-        save_file(weights, aside / "projector" / f"{name}.safetensors")
+    projectors = {name: cast(Sense, sense).projector.state_dict() for name, sense in model.senses.items()}
+    write_trained(aside, recipe, stage, projectors)
     if has_adapter(model):
         with quiet():
             model.language_model.save_pretrained(aside / "adapter")
-    record = {"stage": stage, "recipe": recipe.model_dump(mode="json")}
-    (aside / RECIPE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
     os.replace(aside, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_trained(
+    folder: Path, recipe: Recipe, stage: str, projectors: Mapping[str, Mapping[str, torch.Tensor]]
+) -> None:
+    """Writes recipe and projectors, the latter by sense, into a folder without them; an adapter goes beside them."""
+    (folder / "projector").mkdir(parents=True)
+    for name, weights in projectors.items():
+        kept = {key: value.contiguous().cpu() for key, value in weights.items()}
+        save_file(kept, folder / "projector" / f"{name}.safetensors")
+    record = {"stage": stage, "recipe": recipe.model_dump(mode="json")}
+    (folder / RECIPE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def has_adapter(model: TrisenseForConditionalGeneration) -> bool:
@@ -122,15 +130,15 @@ def put_trained(model: TrisenseForConditionalGeneration, design: Design, folder:
         except (OSError, SafetensorError) as error:
             raise BadInput(f"{folder / 'adapter'}: cannot be read ({str(error).splitlines()[0][:100]})") from None
     own = {name: parameter for name, parameter in model.language_model.named_parameters() if ".lora_" in name}
-    given = {_plain(name): value for name, value in weights.items()}
-    if {_plain(name) for name in own} != set(given):
+    given = {plain_name(name): value for name, value in weights.items()}
+    if {plain_name(name) for name in own} != set(given):
         raise BadInput(f"{folder / 'adapter'}: has matrices beside other layers than design.adapter says")
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(given[_plain(name)])
+            parameter.copy_(given[plain_name(name)])
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """The name of a matrix without what peft puts before it, and without the adapter's own."""
     return name.removeprefix("base_model.model.").replace(".default.", ".")
 

@@ -184,13 +184,16 @@ class _Server(uvicorn.Server):
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 
-def run(model: str | Path = "spark", host: str = "127.0.0.1", port: int = 8000) -> None:
+def run(
+    model: str | Path = "spark", host: str = "127.0.0.1", port: int = 8000, speech: str | Path | None = None
+) -> None:
     """Open the model and serve it until Ctrl-C. `port` 0 takes a free one; the line printed when ready names it.
+    speech: as in `Assistant.from_pretrained`.
 
     Raises BadInput when the model cannot be opened or the address cannot be listened at.
     """
     with listen(host, port) as listener:  # first, because opening a model may take long
-        app = create_app(Assistant.from_pretrained(model))
+        app = create_app(Assistant.from_pretrained(model, speech=speech))
         port = listener.getsockname()[1]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)

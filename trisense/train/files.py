@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,20 +14,20 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from trisense.chat import Conversation, Image, Message
+from trisense.chat import Conversation, Image, Message, Text
 from trisense.data.answers import prepare
-from trisense.data.batches import collate, like_length
+from trisense.data.batches import Batch, by_answer, collate, like_length
 from trisense.data.features import PictureFeatures, picture_features
 from trisense.data.sources import Source
-from trisense.data.world.feed import featured
 from trisense.errors import BadInput
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.pretrained import add_adapter, load_design
 from trisense.model.senses import Sense
 from trisense.model.trained import has_adapter, put_trained, save_trained, staged
-from trisense.prompt import Processor, Prompt
-from trisense.recipe import FileStage, Recipe
-from trisense.train.loop import CHECKPOINT, train
+from trisense.prompt import Processor, Prompt, featured
+from trisense.recipe import FileStage, Recipe, ScheduledSampling
+from trisense.tokens import TextTokenizer
+from trisense.train.loop import CHECKPOINT, same_run, train
 
 # One sample in so many, but at most HELD_BACK, is kept from training, to evaluate with.
 ONE_IN = 10
@@ -72,15 +70,16 @@ def train_stage(
     if stage.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    samples = Samples.of(source, stage, seed)
+    samples = Samples.of(source, stage, processor.tokenizer, seed)
     run = {"data": sha256(data.read_bytes()).hexdigest(), "design": design.model_dump(mode="json")}
-    _same_run(out / name, run)
+    begun = (out / name / CHECKPOINT).exists()
+    same_run(out / name / "run.json", run, compared=("data", "design") if begun else ())
     features = _features(model, processor, samples, recipe, out)
-    learner = Learner(model, stage.label_smoothing)
+    learner = Learner(model, stage.label_smoothing, stage.scheduled_sampling)
     held = [samples.prompt(index, processor, features) for index in samples.held]
     train(
         learner,
-        like_length(lambda n: samples.prompt(samples.learned(n), processor, features), stage.batch_size, seed),
+        _batches(samples, processor, features),
         stage,
         out / name,
         device=device,
@@ -96,13 +95,21 @@ def train_stage(
 class Learner(nn.Module):
     """A model with the loss of one stage. Its state is what learns: frozen parts are not written again and again."""
 
-    def __init__(self, model: TrisenseForConditionalGeneration, label_smoothing: float):
+    def __init__(
+        self,
+        model: TrisenseForConditionalGeneration,
+        label_smoothing: float = 0.0,
+        sampling: ScheduledSampling | None = None,
+    ):
         super().__init__()
         self.model = model
         self.label_smoothing = label_smoothing
+        self.sampling = sampling
 
-    def forward(self, **inputs: Any) -> CausalLMOutputWithPast:
-        """Inputs and output of the model's own forward."""
+    def forward(self, own_words: torch.Tensor | None = None, **inputs: Any) -> CausalLMOutputWithPast:
+        """Inputs and output of the model's own forward. own_words: bool, whether scheduled sampling has begun."""
+        if self.sampling and own_words is not None and bool(own_words):
+            inputs["input_ids"] = self._with_own_words(inputs, self.sampling.first)
         out = self.model(**inputs)
         if self.label_smoothing:
             labels = inputs["labels"][:, 1:]
@@ -112,6 +119,23 @@ class Learner(nn.Module):
             total = nn.functional.cross_entropy(out.logits.float(), targets, reduction="sum", label_smoothing=smooth)
             out.loss = total / count
         return out
+
+    @torch.no_grad()
+    def _with_own_words(self, inputs: dict[str, Any], first: int) -> torch.Tensor:
+        """input_ids [B, T] with what the model says in place of an answer's tokens, the `first` aside.
+
+        One teacher-forced pass says what it finds likeliest at every place (Mihaylova & Martins 2019,
+        arXiv:1906.07651), where the published code ran one pass per token.
+        """
+        ids = inputs["input_ids"].clone()
+        target = inputs["labels"][:, 1:] != -100  # [B, T - 1]
+        logits = self.model(**inputs).logits  # [supervised, V]
+        logits[:, list(self.model.placeholders.values())] = -torch.inf
+        count = target.cumsum(1)
+        before = torch.where(target, 0, count).cummax(1).values  # targets of the answers before this one
+        own = target & (count - before > first)
+        ids[:, 1:][own] = logits.argmax(-1)[own[target]]
+        return ids
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         whole = super().state_dict(*args, **kwargs)
@@ -126,24 +150,32 @@ class Learner(nn.Module):
 
 @dataclass
 class Samples:
-    """The samples of a source that a stage can use: `held` back for evaluation, and those to learn from."""
+    """The samples of a source that a stage can use: `held` back for evaluation, and those to learn from. lengths: of
+    their longest answers, in tokens."""
 
     source: Source
     stage: FileStage
     pool: list[int]
     held: list[int]
+    lengths: dict[int, int]
     seed: int
     _order: tuple[int, np.ndarray] | None = None  # of the round under way, and its number
 
     @classmethod
-    def of(cls, source: Source, stage: FileStage, seed: int) -> Samples:
+    def of(cls, source: Source, stage: FileStage, tokenizer: TextTokenizer, seed: int) -> Samples:
         """Raises BadInput when fewer than two samples have an answer that the stage takes."""
-        usable = [index for index in range(len(source)) if prepare(source[index], stage.answers)]
+        limits = [limit for limit in (stage.answers.longest_tokens, max(stage.buckets or [0])) if limit]
+        lengths = {}
+        for index in range(len(source)):
+            conversation = prepare(source[index], stage.answers)
+            if conversation and (length := _longest_answer(conversation, tokenizer)) <= min(limits, default=length):
+                lengths[index] = length
+        usable = list(lengths)
         if len(usable) < 2:
             raise BadInput(f"{source.file}: {len(usable)} samples that this stage can use; expected two at least")
         random.Random(f"{seed}/held").shuffle(usable)
         held = max(1, min(HELD_BACK, len(usable) // ONE_IN))
-        return cls(source, stage, sorted(usable[held:]), sorted(usable[:held]), seed)
+        return cls(source, stage, sorted(usable[held:]), sorted(usable[:held]), lengths, seed)
 
     def learned(self, number: int) -> int:
         """Index in the source of the sample learned as `number`: every one once, in an order drawn anew each time."""
@@ -183,18 +215,32 @@ def _stage(recipe: Recipe, name: str) -> FileStage:
     return stage
 
 
-def _same_run(out: Path, run: dict[str, Any]) -> None:
-    """Keeps beside a stage's checkpoint what that does not hold; refuses to go on from another."""
-    card = out / "run.json"
-    if card.exists() and (out / CHECKPOINT).exists():
-        before = json.loads(card.read_text(encoding="utf-8"))
-        for key, value in run.items():
-            if before[key] != value:
-                raise BadInput(f"{card}: this stage began with another {key}; give the same or name another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    aside = card.with_suffix(".part")
-    aside.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, card)
+def _longest_answer(conversation: Conversation, tokenizer: TextTokenizer) -> int:
+    """In tokens, its end not counted."""
+    answers = [message.content for message in conversation.messages if message.role == "assistant"]
+    texts = ["".join(part.text for part in answer if isinstance(part, Text)) for answer in answers]
+    return max((len(tokenizer.plain(text)) for text in texts), default=0)
+
+
+def _batches(samples: Samples, processor: Processor, features: PictureFeatures) -> Callable[[int], Batch]:
+    """The batch of a number: of answers of like length or of prompts of like length, as the stage says."""
+    stage, seed = samples.stage, samples.seed
+    if stage.buckets:
+        lengths = {index: samples.lengths[index] for index in samples.pool}
+        batch_at = by_answer(lambda i: samples.prompt(i, processor, features), lengths, stage.buckets, seed)
+    else:
+        batch_at = like_length(
+            lambda n: samples.prompt(samples.learned(n), processor, features), stage.batch_size, seed
+        )
+    if stage.scheduled_sampling is None:
+        return batch_at
+    begins = round(stage.scheduled_sampling.after * stage.steps) * stage.accumulate
+
+    def marked(number: int) -> Batch:
+        batch = batch_at(number)
+        return Batch({**batch.inputs, "own_words": torch.tensor(number >= begins)}, batch.items)
+
+    return marked
 
 
 def _before(recipe: Recipe, name: str, out: Path) -> Path | None:

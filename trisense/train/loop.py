@@ -9,7 +9,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,6 +189,23 @@ def train(
         if writer:
             writer.close()
     return model.eval()
+
+
+def same_run(card: Path, run: Mapping[str, Any], compared: Iterable[str]) -> None:
+    """Keeps in the file `card` what the checkpoints of a run do not hold.
+
+    Raises BadInput where the file is there already and one of the keys `compared` is another: going on would mix two
+    runs without a word.
+    """
+    if card.exists():
+        before = json.loads(card.read_text(encoding="utf-8"))
+        for key in compared:
+            if before.get(key) != run[key]:
+                raise BadInput(f"{card}: this run began with another {key}; give the same or name another folder")
+    card.parent.mkdir(parents=True, exist_ok=True)
+    aside = card.with_suffix(".part")
+    aside.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, card)
 
 
 @contextmanager

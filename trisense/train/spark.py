@@ -8,7 +8,6 @@ so the same command continues a run that was stopped.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from trisense.prompt import Processor
 from trisense.recipe import Recipe, Stage, WorldStage
 from trisense.tokens import TextTokenizer
 from trisense.train.align import Align, align_accuracy, align_batch
-from trisense.train.loop import train
+from trisense.train.loop import same_run, train
 from trisense.train.warmup import (
     Hear,
     See,
@@ -78,7 +77,9 @@ def train_spark(recipe: Recipe, out: Path, device: str = "auto", seed: int = 0, 
     the bank is too small to learn from, or when the folder holds a run of other options.
     """
     out.mkdir(parents=True, exist_ok=True)
-    _same_run(out / "run.json", recipe, seed)
+    # The stages are compared with their checkpoints.
+    run = {"seed": seed, **recipe.model_dump(mode="json")}
+    same_run(out / "run.json", run, compared=("seed", "design", "world"))
     tokenizer_file = out / "tokenizer.json"
     if not tokenizer_file.exists():
         aside = tokenizer_file.with_suffix(".part")
@@ -134,20 +135,6 @@ class Run:
     def written(self) -> Features:
         """The bank in words, which every stage that learns to `read` shares."""
         return self.words.of_bank(self.bank, self.features)
-
-
-def _same_run(card: Path, recipe: Recipe, seed: int) -> None:
-    """Keeps the resolved recipe with the run. Refuses what would silently meet parts made otherwise; the stages are
-    compared with their checkpoints."""
-    run = {"seed": seed, **recipe.model_dump(mode="json")}
-    if card.exists():
-        before = json.loads(card.read_text())
-        for key in ("seed", "design", "world"):
-            if before.get(key) != run[key]:
-                raise BadInput(f"{card}: this run began with another {key}; give the same or name another folder")
-    aside = card.with_suffix(".part")
-    aside.write_text(json.dumps(run, indent=1) + "\n")
-    os.replace(aside, card)
 
 
 def sense_of(model: TrisenseForConditionalGeneration, name: str) -> Sense:

@@ -12,8 +12,9 @@ from checker import REFUSALS, Checker, pairs
 from trisense.chat import Audio, Conversation, Image, Text
 from trisense.data.world.bank import Bank, scene_at, utterance_at
 from trisense.data.world.facts import HELD_OUT
-from trisense.data.world.feed import Features, Feed, converse, featured
+from trisense.data.world.feed import Features, Feed, converse
 from trisense.data.world.single import Question
+from trisense.prompt import featured
 from trisense.recipe import Contexts
 
 PICTURES, UTTERANCES, WIDTH = 40, 300, 3

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trisense.chat import Audio, Conversation, Image, Message, Text, render
+from trisense.chat import Audio, Conversation, Image, Message, Text
 from trisense.data.world.bank import Bank
 from trisense.data.world.contexts import Context, make_context
 from trisense.data.world.facts import Topic, Utterance
 from trisense.data.world.questions import ask_any, ask_many
 from trisense.data.world.single import Question
-from trisense.prompt import Processor, Prompt, fan
+from trisense.prompt import Processor, Prompt, fan, featured
 from trisense.recipe import Contexts
 
 # So often is a context drawn again in search of one whose senses can be joined.
@@ -102,15 +102,3 @@ def converse(context: tuple[Image | Audio | Text, ...], questions: list[Question
         messages.append(Message(role="user", content=parts))
         messages.append(Message(role="assistant", content=(Text(text=question.answer),)))
     return Conversation(messages=tuple(messages))
-
-
-def featured(conversation: Conversation, processor: Processor) -> Prompt:
-    """Renders a conversation whose media parts already hold feature vectors [S, E]."""
-
-    def array(part: Image | Audio) -> np.ndarray:
-        return part.image if isinstance(part, Image) else part.audio
-
-    rendered = render(
-        conversation, processor.layout, processor.tokenizer, processor.placeholders, lambda part: len(array(part))
-    )
-    return Prompt(rendered.ids, rendered.mask, rendered.media, tuple(array(slot.part) for slot in rendered.media))

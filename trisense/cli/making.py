@@ -1,0 +1,299 @@
+"""Commands that make models: `recipes`, `train`, `import`, `export`, `push`, `evaluate`, `world`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from trisense.cli.common import json_option, model_option, need, print_json, seed_option
+
+if TYPE_CHECKING:
+    from trisense.model.parts import Part
+    from trisense.recipe import Recipe
+
+out_option = click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder for the run."
+)
+train_device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="auto: a GPU where there is one.",
+)
+
+source_argument = click.argument("folder", type=click.Path(path_type=Path))
+target_argument = click.argument("out", required=False, type=click.Path(path_type=Path, file_okay=False))
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the weights on disk.",
+)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@json_option
+def recipes(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """List the recipes, or print the one called NAME with every default filled in.
+
+    Below it, as comments, stand the parameters and bytes of its parts, counted without loading a weight.
+    """
+    from trisense.recipe import names, read
+
+    if name is None:
+        listed = [(one, _counted(one)) for one in map(read, names())]
+        if as_json:
+            return print_json(
+                recipes=[
+                    {**one.model_dump(mode="json", exclude_unset=True), "bytes": parts and _bytes(parts)}
+                    for one, parts in listed
+                ]
+            )
+        for one, parts in listed:
+            click.echo(f"{one.name:<14}{one.description}")
+            for stage, options in one.stages.items():
+                click.echo(f"{'':<14}{stage}: {options.learned_from}")
+            if parts:
+                click.echo(f"{'':<14}memory: {_bytes(parts) / 1e9:.1f} GB to train, and what a batch takes")
+        return
+    recipe = read(name, overrides)
+    counted = _counted(recipe)
+    if as_json:
+        parts = counted and [asdict(part) for part in counted]
+        return print_json(recipe=recipe.model_dump(mode="json"), parts=parts)
+    import yaml
+
+    click.echo(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), nl=False)
+    if counted is None:
+        click.echo("# parameters and bytes of its parts: pip install 'trisense[train]'")
+        return
+    for part in counted:
+        click.echo(f"# {part.name:<16}{part.parameters:>15,}{part.size / 1e6:>10,.1f} MB  {part.kept}")
+    click.echo(f"# {'all':<16}{'':>15}{_bytes(counted) / 1e6:>10,.1f} MB  and what a batch takes")
+
+
+def _counted(recipe: Recipe) -> list[Part] | None:
+    """The parts of a recipe's design; None where the heavy wing, which knows them, is not installed."""
+    if not all(find_spec(module) for module in ("torch", "transformers", "peft")):
+        return None
+    from trisense.model.parts import count_parts
+
+    return count_parts(recipe.design)
+
+
+def _bytes(parts: list[Part]) -> int:
+    return sum(part.size for part in parts)
+
+
+@click.group()
+def train() -> None:
+    """Train a model."""
+
+
+@train.command("spark")
+@out_option
+@train_device_option
+@seed_option
+@click.option("--bank", type=click.Path(path_type=Path, file_okay=False), help="Folder of drawn and spoken samples.")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def train_spark(out: Path, device: str, seed: int, bank: Path | None, overrides: tuple[str, ...]) -> None:
+    """Train spark from nothing on the small world. KEY=VALUE changes the recipe. A run that was stopped goes on.
+
+    \b
+    trisense train spark --out runs/spark stages.answer.steps=2000
+    """
+    from trisense.recipe import read
+
+    recipe = read("spark", overrides)
+    need("train", "torch", "transformers", "accelerate", "espeakng_loader")
+    from trisense.train.spark import train_spark as run
+
+    click.echo(f"wrote {run(recipe, out, device, seed, bank)}")
+
+
+@train.command("stage")
+@click.argument("recipe")
+@click.argument("stage")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE", help="What to learn from.")
+@click.option("--media", type=click.Path(path_type=Path), metavar="FOLDER", help="Of its pictures; default: its own.")
+@out_option
+@click.option("--after", type=click.Path(path_type=Path), metavar="FOLDER", help="Trained parts to begin with.")
+@seed_option
+@train_device_option
+def train_stage(
+    recipe: str,
+    stage: str,
+    overrides: tuple[str, ...],
+    data: Path,
+    media: Path | None,
+    out: Path,
+    after: Path | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Train STAGE of RECIPE on FILE: LLaVA-Instruct, COCO captions, or JSON lines of conversations.
+
+    \b
+    trisense train stage jnana align --data captions_train2017.json --media train2017 --out runs/jnana
+    trisense train stage jnana instruct --data llava_instruct_150k.json --media train2017 --out runs/jnana
+    """
+    need("train", "torch", "transformers", "peft")
+    from trisense.recipe import read
+    from trisense.train.files import train_stage as run
+
+    folder = run(read(recipe, overrides), stage, data, out, media=media, after=after, device=device, seed=seed)
+    click.echo(f"wrote {folder}")
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure a model."""
+
+
+@evaluate.command("world")
+@model_option
+@click.option("--n", "count", type=click.IntRange(1), help="Questions in every row of the table.")
+@seed_option
+@json_option
+@click.option("--device", metavar="DEVICE", help="Where the model runs, such as cpu or cuda.")
+def evaluate_world(model: str, count: int | None, seed: int, as_json: bool, device: str | None) -> None:
+    """Exact answers on held-out samples of the small world, with counts and 95 % intervals."""
+    need("world", "espeakng_loader")
+    from trisense.measure.evaluate import world
+
+    table = world(model, device=device, seed=seed, **({} if count is None else {"n": count}))
+    if as_json:
+        print_json(**table.to_dict())
+    else:
+        click.echo(str(table))
+
+
+@click.group()
+def export() -> None:
+    """Turn a trained model into another form."""
+
+
+@export.command("onnx")
+@click.option(
+    "--weights",
+    type=click.Choice(["float32", "float16", "int8", "int4"]),
+    default="int8",
+    show_default=True,
+    help="How they are stored; int4 keeps the language model's in 4 bits, the rest in 8.",
+)
+@source_argument
+@target_argument
+def export_onnx(weights: Literal["float32", "float16", "int8", "int4"], folder: Path, out: Path | None) -> None:
+    """Write the model in FOLDER for ONNX Runtime, to OUT (default: FOLDER-onnx), which then answers without torch."""
+    need("train", "torch", "transformers", "onnx", "onnxscript")
+    from trisense.model.export import export_onnx as run
+
+    out = out or folder.with_name(folder.name + "-onnx")
+    run(folder, out, weights)
+    click.echo(f"wrote {out}")
+
+
+@export.command("merged")
+@dtype_option
+@source_argument
+@target_argument
+def export_merged(dtype: Literal["float32", "bfloat16", "float16"], folder: Path, out: Path | None) -> None:
+    """Write the trained parts in FOLDER with the pretrained ones as one model of transformers, to OUT (default:
+    FOLDER-merged); the adapter is added to the weights."""
+    need("train", "torch", "transformers", "peft")
+    from trisense.model.merge import merge
+
+    out = out or folder.with_name(folder.name + "-merged")
+    merge(folder, out, dtype)
+    click.echo(f"wrote {out}")
+
+
+@export.command("llava")
+@dtype_option
+@source_argument
+@target_argument
+def export_llava(dtype: Literal["float32", "bfloat16", "float16"], folder: Path, out: Path | None) -> None:
+    """Write the model or trained parts in FOLDER as LLaVA, to OUT (default: FOLDER-llava), where the design fits."""
+    need("train", "torch", "transformers", "peft")
+    from trisense.model.llava import export_llava as run
+
+    out = out or folder.with_name(folder.name + "-llava")
+    run(folder, out, dtype)
+    click.echo(f"wrote {out}")
+
+
+@click.command("import")
+@click.option(
+    "--projector",
+    "projectors",
+    required=True,
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A state dict of the projector; may be given more than once, in order.",
+)
+@click.option("--adapter", type=click.Path(path_type=Path), metavar="FOLDER", help="As peft writes it.")
+@click.option("--stage", help="Whose layout they were trained with; default: what the parts suggest.")
+@click.argument("recipe")
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def import_parts(
+    projectors: tuple[Path, ...],
+    adapter: Path | None,
+    stage: str | None,
+    recipe: str,
+    out: Path,
+    overrides: tuple[str, ...],
+) -> None:
+    """Make parts that others trained for a design those of RECIPE, in OUT.
+
+    \b
+    trisense import --projector linear.pth --adapter qlora tinyclip-phi2 runs/theirs
+    """
+    need("train", "torch", "transformers", "peft")
+    from trisense.model.imported import import_parts as run
+    from trisense.recipe import read
+
+    run(projectors, read(recipe, overrides), out, adapter=adapter, stage=stage)
+    click.echo(f"wrote {out}")
+
+
+@click.command()
+@click.option("--private", is_flag=True, help="Make the repository a private one, where it is new.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repository")
+def push(private: bool, folder: Path, repository: str) -> None:
+    """Upload the model in FOLDER, with its card, to REPOSITORY (owner/name) of the Hub."""
+    need("train", "torch", "transformers", "huggingface_hub")
+    from trisense.model.publish import push as run
+
+    click.echo(f"pushed to {run(folder, repository, private)}")
+
+
+@click.command()
+@click.option("--n", "count", type=click.IntRange(1), default=20, show_default=True, help="How many samples.")
+@seed_option
+@click.option(
+    "--split",
+    type=click.Choice(["train", "test", "unseen"]),
+    default="train",
+    show_default=True,
+    help="unseen: only pairs of colour and thing that training never shows.",
+)
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+def world(count: int, seed: int, split: Literal["train", "test", "unseen"], out: Path) -> None:
+    """Write samples of the small world to OUT as png, wav and jsonl, to look at and listen to."""
+    need("world", "espeakng_loader")
+    from trisense.data.world.samples import write
+
+    write(out, count, seed, split)
+    click.echo(f"wrote {count} samples to {out}")

@@ -75,7 +75,7 @@ def designs() -> str:
         if not design.adapter or not design.vision or not design.pictures:
             continue
         sense = design.senses["image"]
-        parts = {part.name: part for part in count_parts(design)}
+        parts = {part.name: part for part in count_parts(design, read(name).optimizer)}
         learns = parts["image projector"].parameters + parts["adapter"].parameters
         layer = f" of layer {sense['layer']}" if "layer" in sense else ""
         cells = (
@@ -102,7 +102,7 @@ def parts_of(name: str) -> str:
     from trisense.model.parts import count_parts
 
     rows = ["| part | parameters | MB | kept as |", "|---|---:|---:|---|"]
-    counted = count_parts(read(name).design)
+    counted = count_parts(read(name).design, read(name).optimizer)
     rows += [f"| {part.name} | {part.parameters:,} | {part.size / 1e6:,.0f} | {part.kept} |" for part in counted]
     rows.append(f"| all | | {sum(part.size for part in counted) / 1e6:,.0f} | |")
     return "\n".join(rows) + "\n"

@@ -23,6 +23,7 @@ from trisense.preprocess import AudioProcessor, ImageProcessor
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
+Optimizer = Literal["adamw", "adamw8bit"]
 
 
 class _Options(BaseModel):
@@ -145,7 +146,7 @@ class Stage(_Options):
     lr: Rate = 1e-3
     warmup_steps: int = 200
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    optimizer: Optimizer = "adamw"
     weight_decay: float = 0.01
     clip: Rate = 1.0
     precision: Literal["float32", "bf16"] = "float32"
@@ -213,6 +214,12 @@ class Recipe(_Options):
     answering: Answering = Answering()
     world: World = World()
     stages: dict[str, AnyStage] = {}
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """That of its stages which takes the most memory."""
+        light = self.stages and all(stage.optimizer == "adamw8bit" for stage in self.stages.values())
+        return "adamw8bit" if light else "adamw"
 
 
 def names() -> list[str]:

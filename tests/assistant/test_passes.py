@@ -22,41 +22,19 @@ from trisense.chat import Audio, Conversation, Image, Message, Text
 from trisense.engines.local import LocalEngine
 from trisense.errors import BadInput
 from trisense.media import load_audio
-from trisense.model.pretrained import add_adapter, load_design
-from trisense.model.trained import save_trained
-from trisense.recipe import read
 
 TEXTS = st.text(max_size=30)
 
 
 @pytest.fixture(scope="session")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.pretrained(tmp_path_factory.mktemp("parts"))
-
-
-def trained(name: str, parts: Path, folder: Path) -> Path:
-    """A recipe's trained parts, with an adapter that changes what the model says."""
-    recipe = read(name, tiny_models.pretrained_overrides(name, parts))
-    model, _ = load_design(recipe.design)
-    add_adapter(model, recipe.design)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.copy_(0.3 * torch.randn(parameter.shape))
-    save_trained(model, recipe, "instruct", folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def eden(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained("eden", parts, tmp_path_factory.mktemp("trained") / "eden")
+def eden() -> Path:
+    return tiny_models.trained("eden")
 
 
 @torch.inference_mode()
-def fresh_base(parts: Path, ids: list[int], **options: Any) -> list[int]:
+def fresh_base(ids: list[int], **options: Any) -> list[int]:
     """What the language model says after `ids` when it is loaded anew and nothing was ever put beside it."""
-    base = AutoModelForCausalLM.from_pretrained(parts / "phi3", dtype=torch.float32).eval()
+    base = AutoModelForCausalLM.from_pretrained(tiny_models.parts() / "phi3", dtype=torch.float32).eval()
     out = base.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=12, suppress_tokens=[269], **options)
     return out[0, len(ids) :].tolist()
 
@@ -67,11 +45,11 @@ def text_of(engine: LocalEngine, ids: list[int]) -> str:
     return engine.processor.tokenizer.decode(kept).strip().rstrip("\ufffd")
 
 
-def test_the_base_is_the_model_as_it_was_loaded(eden: Path, parts: Path):
+def test_the_base_is_the_model_as_it_was_loaded(eden: Path):
     engine = LocalEngine(eden, "cpu")
     assert engine.base
     prompt = engine.processor.prompt(Conversation.ask("What is a cup?", texts=["A cup is small."]))
-    fresh = AutoModelForCausalLM.from_pretrained(parts / "phi3", dtype=torch.float32).eval()
+    fresh = AutoModelForCausalLM.from_pretrained(tiny_models.parts() / "phi3", dtype=torch.float32).eval()
     with torch.inference_mode():
         theirs = fresh(torch.from_numpy(prompt.ids)[None]).logits[0, -1].numpy()
     with_adapter = engine.prefill(prompt).logits
@@ -81,16 +59,16 @@ def test_the_base_is_the_model_as_it_was_loaded(eden: Path, parts: Path):
     np.testing.assert_array_equal(engine.prefill(prompt).logits, with_adapter, "and it is on again afterwards")
 
 
-def test_speech_and_text_without_a_picture_go_to_the_base_alone(eden: Path, parts: Path):
+def test_speech_and_text_without_a_picture_go_to_the_base_alone(eden: Path):
     assistant, engine = Assistant.from_pretrained(eden, "cpu"), LocalEngine(eden, "cpu")
     asked = Conversation.ask("What is a cup?", texts=["A cup is small."])
-    said = fresh_base(parts, engine.processor.prompt(asked).ids.tolist(), eos_token_id=list(engine.processor.end_ids))
+    said = fresh_base(engine.processor.prompt(asked).ids.tolist(), eos_token_id=list(engine.processor.end_ids))
     answer = assistant.answer(asked, max_new_tokens=12)
     assert answer.text == cleaned(text_of(engine, said), "What is a cup?")
     assert answer.descriptions == ()
 
 
-def test_a_picture_is_described_with_the_adapter_and_answered_without(eden: Path, parts: Path):
+def test_a_picture_is_described_with_the_adapter_and_answered_without(eden: Path):
     assistant, engine = Assistant.from_pretrained(eden, "cpu"), LocalEngine(eden, "cpu")
     picture = tiny_models.picture(0)
     described = Assistant(engine).answer(Conversation.ask("Please describe this image.", images=[picture]))
@@ -99,7 +77,7 @@ def test_a_picture_is_described_with_the_adapter_and_answered_without(eden: Path
     assert answer.descriptions == (described.text,)
     in_words = Conversation.ask("What is it?", texts=[f"The image shows: {described.text}", "A note."])
     ids = engine.processor.prompt(in_words).ids.tolist()
-    said = fresh_base(parts, ids, eos_token_id=list(engine.processor.end_ids))
+    said = fresh_base(ids, eos_token_id=list(engine.processor.end_ids))
     assert answer.text == cleaned(text_of(engine, said), "What is it?")
     assert answer.prompt_tokens == len(ids)
 
@@ -118,8 +96,8 @@ def test_the_same_picture_is_described_once(eden: Path, monkeypatch: pytest.Monk
     assert len(calls) == 2
 
 
-def test_a_picture_alone_is_asked_to_be_described(parts: Path, tmp_path: Path):
-    assistant = Assistant.from_pretrained(trained("jnana", parts, tmp_path / "jnana"), "cpu")
+def test_a_picture_alone_is_asked_to_be_described():
+    assistant = Assistant.from_pretrained(tiny_models.trained("jnana"), "cpu")
     picture = Image(image=tiny_models.picture(0))
     alone = Conversation(messages=(Message(role="user", content=(picture,)),))
     asked = Conversation.ask("Please describe this image.", images=[picture.image])
@@ -202,9 +180,9 @@ def test_speech_alone_is_the_question(eden: Path):
     assert (answer.text, answer.prompt_tokens) == (asked.text, asked.prompt_tokens)
 
 
-def test_the_recipe_says_who_writes_and_how_long_it_listens(parts: Path, tmp_path: Path):
+def test_the_recipe_says_who_writes_and_how_long_it_listens():
     """`tinyclip-phi2` listens to ten seconds, with a Whisper that a caller may replace."""
-    folder = trained("tinyclip-phi2", parts, tmp_path / "tinyclip")
+    folder = tiny_models.trained("tinyclip-phi2")
     asked = Conversation.ask("What is said?", audios=[Path("examples/voice.wav").resolve()])
     assistant = Assistant.from_pretrained(folder, "cpu", speech=tiny_models.converted_whisper())
     (transcript,) = assistant.answer(asked, max_new_tokens=3).transcripts

@@ -44,6 +44,18 @@ def test_a_recipes_parts_have_their_published_sizes(name: str):
     assert parts["gradients"].size == 4 * learning
 
 
+def test_adam_in_8_bits_takes_a_quarter():
+    """`tinyclip-phi2` keeps Adam's moments in 8 bits in both stages, the others in 32."""
+    assert {name for name in PUBLISHED if read(name).optimizer == "adamw8bit"} == {"tinyclip-phi2"}
+    parts = {part.name: part for part in count_parts(read("tinyclip-phi2").design, "adamw8bit")}
+    learning = parts["image projector"].parameters + parts["adapter"].parameters
+    optimiser = parts["optimiser"]
+    assert (optimiser.parameters, optimiser.kept) == (2 * learning, "8 bits")
+    assert optimiser.size == 2 * (learning + learning // 256 * 4)
+    mixed = read("tinyclip-phi2", ["stages.align.optimizer=adamw"])
+    assert mixed.optimizer == "adamw", "what the heaviest stage needs"
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_recipes_design_is_the_one_described(name: str):
     design = read(name).design

@@ -282,7 +282,10 @@ def _transcriber(name: str, device: str | None, first_seconds: float | None) -> 
     from trisense.assistant.transcribe import Transcriber
     from trisense.engines.recogniser import open_recogniser
 
-    return Transcriber(open_recogniser(name, device), first_seconds=first_seconds)
+    try:
+        return Transcriber(open_recogniser(name, device), first_seconds=first_seconds)
+    except BadInput as error:  # perhaps the recipe named it, and the one who asks has never heard of it
+        raise BadInput(f"{error} (a model without ears reads what Whisper writes; --speech names another)") from None
 
 
 def _before(text: str, stop: tuple[str, ...]) -> tuple[int, bool]:

@@ -86,7 +86,7 @@ def _counted(recipe: Recipe) -> list[Part] | None:
         return None
     from trisense.model.parts import count_parts
 
-    return count_parts(recipe.design)
+    return count_parts(recipe.design, recipe.optimizer)
 
 
 def _bytes(parts: list[Part]) -> int:

@@ -19,10 +19,12 @@ from trisense.errors import BadInput
 from trisense.model.configuration import TrisenseConfig, sub_config
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.senses import Sense
-from trisense.recipe import Adapter, Design
+from trisense.recipe import Adapter, Design, Optimizer
 
 # bitsandbytes keeps one float32 scale for so many 4-bit weights.
 BLOCK = 64
+# And one for so many 8-bit moments of Adam.
+MOMENTS = 256
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class Part:
     kept: str
 
 
-def count_parts(design: Design) -> list[Part]:
+def count_parts(design: Design, optimizer: Optimizer = "adamw") -> list[Part]:
     """Encoders and projectors of the senses, language model, adapter, gradients, optimiser.
 
     What is frozen stays in 16 bits, or in 4 where the design says so; what learns (projectors and adapter) is float32,
-    with a gradient and Adam's two moments each. The activations of a batch come on top. A design without a pretrained
-    language model learns whole. Raises BadInput as `design_config` does, for pictures that become
-    other features than the design says, and for an adapter's target that no linear layer has.
+    with a gradient and the two moments of Adam each, in 8 bits where `optimizer` says so. The activations of a batch
+    come on top. A design without a pretrained language model learns whole. Raises BadInput as `design_config` does, for
+    pictures that become other features than the design says, and for an adapter's target that no linear layer has.
     """
     # A tokenizer that is yet to be trained counts as large as it may become, and its tokens may have any number.
     tokens = {s: token if isinstance(token, int) else i for i, (s, token) in enumerate(design.placeholders.items())}
@@ -64,7 +66,10 @@ def count_parts(design: Design) -> list[Part]:
         parts.append(_adapter(language_model, design.adapter))
     learning = sum(part.parameters for part in parts if part.kept == "float32")
     parts.append(Part("gradients", learning, 4 * learning, "float32"))
-    return [*parts, Part("optimiser", 2 * learning, 8 * learning, "float32")]
+    if optimizer == "adamw":
+        return [*parts, Part("optimiser", 2 * learning, 8 * learning, "float32")]
+    # Two moments of a byte, and for each of them a float32 scale a block.
+    return [*parts, Part("optimiser", 2 * learning, 2 * learning + 8 * (learning // MOMENTS), "8 bits")]
 
 
 def design_config(design: Design, placeholders: Mapping[str, int], **text: Any) -> TrisenseConfig:

@@ -11,8 +11,13 @@ import pytest
 import tiny_models
 import torch
 
+from trisense.chat import Conversation
+from trisense.engines import PACKAGED
 from trisense.engines.local import LocalEngine
+from trisense.engines.onnx import OnnxEngine
 from trisense.errors import BadInput
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
 @pytest.mark.parametrize("design", tiny_models.DESIGNS)
@@ -69,3 +74,24 @@ def test_a_processor_that_counts_otherwise_is_refused(tmp_path: Path):
     engine = LocalEngine(folder)
     with pytest.raises(BadInput, match="30 image placeholders but the images give 32"):
         engine.prefill(engine.processor.prompt(tiny_models.conversation()))
+
+
+def test_the_packaged_spark_is_one_model_in_two_forms():
+    """Its torch weights, which other recipes build upon, answer as its ONNX parts do."""
+    torch_form, onnx_form = LocalEngine(PACKAGED, "cpu"), OnnxEngine(PACKAGED)
+    asked = [
+        Conversation.ask("What color is the tree?", images=[EXAMPLES / "picture.png"]),
+        Conversation.ask("What does the speaker say?", audios=[EXAMPLES / "voice.wav"]),
+        Conversation.ask("Who has the blue fish?", texts=[(EXAMPLES / "note.txt").read_text()]),
+    ]
+    for conversation in asked:
+        prompt = onnx_form.processor.prompt(conversation)
+        state = onnx_form.prefill(prompt)
+        answer = list(onnx_form.stream(state, max_new_tokens=16))
+        assert answer and state.finish == "stop"
+        other = torch_form.prefill(torch_form.processor.prompt(conversation))
+        # Numbers in 16 bits, and an embedding table that is rounded by blocks where ONNX has it by rows.
+        np.testing.assert_allclose(
+            torch_form.logprobs(other, answer), onnx_form.logprobs(onnx_form.prefill(prompt), answer), atol=0.05
+        )
+        assert list(torch_form.stream(other, max_new_tokens=16)) == answer

@@ -155,8 +155,8 @@ def test_a_missing_file_and_a_folder_are_one_line(capsys: pytest.CaptureFixture[
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """A copy of spark to damage."""
-    return Path(shutil.copytree(SPARK, tmp_path / "model"))
+    """A copy of spark's ONNX parts to damage; its torch weights would make a model of their own of what is left."""
+    return Path(shutil.copytree(SPARK, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors")))
 
 
 def test_a_model_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path):
@@ -255,7 +255,8 @@ def test_recipes_are_listed_and_printed_with_what_overrides_change(capsys: pytes
     assert len(memory) == len(listed)
     assert main(["recipes", "--json"]) == 0
     records = json.loads(capsys.readouterr().out)["recipes"]
-    assert [one["name"] for one in records] == listed
+    assert {one["name"] for one in records} == {*listed, *(f"{name}@spark" for name in listed if name != "spark")}
+    assert "              twin: eden@spark, the same design on spark's own parts, minutes on a CPU" in lines
     eden = next(one for one in records if one["name"] == "eden")
     assert f"memory: {eden['bytes'] / 1e9:.1f} GB to train" in memory[listed.index("eden")]
     assert main(["recipes", "spark", "stages.answer.steps=7"]) == 0

@@ -270,7 +270,7 @@ def test_markers_are_the_published_tokens_of_phi_2(name: str, stage: str, marker
 
 
 def test_which_recipe_answers_how():
-    found = {name: read(name).answering for name in names()}
+    found = {name: read(name).answering for name in names() if "@" not in name}
     assert {name for name, answering in found.items() if answering.passes == 2} == {"ft35", "eden"}
     assert {name for name, answering in found.items() if answering.clean} == {"ft35", "eden"}
     assert {answering.describe for answering in found.values()} == {"Please describe this image."}
@@ -292,3 +292,102 @@ def test_jnana_batches_by_the_length_of_answers_and_tinyclip_samples_its_own_wor
     assert jnana.buckets == {11: 10, 17: 10, 23: 9, 40: 8, 59: 6, 79: 5, 99: 4, 119: 4}
     assert tinyclip.scheduled_sampling == ScheduledSampling(after=0.6)
     assert tinyclip.answers.longest_tokens == 35
+
+
+# Recipes that begin with others
+
+
+def test_a_file_holds_what_differs_from_its_base(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text(
+        "base: eden\nname: mine\nstages: {instruct: {lr: 1.0e-4}}\ndesign: {adapter: {targets: [o_proj]}}\n"
+    )
+    mine, eden = read(tmp_path / "mine.yaml", ["stages.instruct.steps=5"]), read("eden")
+    expected = eden.model_dump()
+    expected["name"] = "mine"
+    expected["stages"]["instruct"] |= {"lr": 1e-4, "steps": 5}
+    expected["design"]["adapter"]["targets"] = ("o_proj",)
+    assert mine.model_dump() == expected, "mappings are merged, lists replaced"
+    (tmp_path / "short.yaml").write_text("answering: {describe: What is it}\n")
+    (tmp_path / "ours.yaml").write_text("base: [mine.yaml, short.yaml]\nname: ours\n")
+    ours = read(tmp_path / "ours.yaml")
+    assert (ours.name, ours.answering.describe, ours.stages["instruct"].lr) == ("ours", "What is it", 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("base: edn", "recipe 'edn' is unknown (did you mean 'eden'?)"),
+        ("base: other.yaml", "other.yaml: no such recipe file"),
+        ("base: 3", "base: got 3; expected the name of a recipe or the path of one"),
+        ("base: [eden, [x]]", "base: got ['x']; expected the name of a recipe or the path of one"),
+        ("base: circle.yaml", "a recipe cannot begin with itself"),
+        ("base: eden\ndesign: {adaptor: {}}", "unknown key 'design.adaptor' (did you mean 'adapter'?)"),
+    ],
+)
+def test_a_base_that_cannot_be(tmp_path: Path, content: str, expected: str):
+    path = tmp_path / "circle.yaml"
+    path.write_text(content)
+    assert expected in refusal(path)
+
+
+TWINS = [name for name in names() if "@" in name]
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_keeps_its_design(name: str):
+    """Features, projector, layout, stages and what LoRA stands beside are the design's, as far as spark has them."""
+    twin, design = read(name), read(name.removesuffix("@spark"))
+    assert twin.design.text == twin.design.vision == {"pretrained": "spark"}
+    ours, theirs = twin.design.senses["image"], design.design.senses["image"]
+    assert (ours["projector"], ours.get("layer")) == (theirs["projector"], theirs.get("layer"))
+    assert ours["select"] == {"patches": "all", "projected": "pooled"}[theirs["select"]]
+    end = design.design.layout.answer.after
+    same = {key: pair for key, pair in design.design.layout.model_dump().items() if key != "answer"}
+    assert {key: pair for key, pair in twin.design.layout.model_dump().items() if key != "answer"} == same
+    assert twin.design.layout.answer == (design.design.layout.answer.before, "<|end|>")
+    assert end in ("<|end|>", "<|endoftext|>")
+    llama = {
+        **{name: {name} for name in ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")},
+        "dense": {"o_proj"},
+        "fc1": {"gate_proj", "up_proj"},
+        "fc2": {"down_proj"},
+        "qkv_proj": {"q_proj", "k_proj", "v_proj"},
+        "gate_up_proj": {"gate_proj", "up_proj"},
+    }
+    assert twin.design.adapter and design.design.adapter
+    assert set(twin.design.adapter.targets) == set().union(*(llama[one] for one in design.design.adapter.targets))
+    assert twin.design.adapter.alpha / twin.design.adapter.r == design.design.adapter.alpha / design.design.adapter.r
+    assert list(twin.stages) == list(design.stages)
+    for stage, options in design.stages.items():
+        other = twin.stages[stage]
+        assert isinstance(other, FileStage) and isinstance(options, FileStage)
+        kept = ("learns", "answers", "turns", "buckets", "scheduled_sampling", "label_smoothing")
+        assert {key: getattr(other, key) for key in kept} == {key: getattr(options, key) for key in kept}
+
+
+# Ears
+
+
+def test_every_design_can_hear_through_an_encoder():
+    for name in names():
+        recipe = read(name)
+        assert recipe.audio == ("embed" if name == "spark" else "transcript")
+        hearing = read(name, ["audio=embed"])
+        if name == "spark":
+            assert hearing == recipe
+            continue
+        assert hearing.design.audio == recipe.ears.audio and recipe.design.audio is None
+        assert hearing.design.senses == {**recipe.design.senses, "audio": recipe.ears.sense}
+        assert hearing.design.sounds == recipe.ears.sounds
+        row = recipe.design.placeholders["image"]
+        assert hearing.design.placeholders["audio"] == (row - 1 if isinstance(row, int) else "<|audio|>")
+        assert Recipe.model_validate(hearing.model_dump(mode="json")) == hearing
+    own = read("eden", ["audio=embed", "ears.audio.pretrained=openai/whisper-tiny", "ears.placeholder=32061"])
+    assert own.design.audio == {"pretrained": "openai/whisper-tiny"}
+    assert own.design.placeholders == {"image": 32063, "audio": 32061}
+
+
+def test_ears_that_contradict_each_other():
+    assert "audio: transcript, but design.senses.audio has ears" in refusal("spark", "audio=transcript")
+    assert "audio: " in refusal("eden", "audio=both")
+    assert "unknown key 'ears.encoder'" in refusal("eden", "ears.encoder=x")

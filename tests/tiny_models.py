@@ -134,6 +134,16 @@ def sound(seed: int, seconds: float = 0.7) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-0.5, 0.5, int(16000 * seconds)).astype(np.float32)
 
 
+def sound_file(path: Path, seed: int, seconds: float) -> str:
+    """Writes `sound(seed, seconds)` as a wav file of 16 bits; its path."""
+    import wave
+
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((sound(seed, seconds) * 32767).astype("<i2").tobytes())
+    return str(path)
+
+
 @cache
 def folder(design: str = "spark") -> Path:
     """A model folder, written once per test run. Copy it before you change it."""

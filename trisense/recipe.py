@@ -7,7 +7,7 @@ an unknown key is an error that suggests the right one.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from importlib.resources import files
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from trisense.chat import Layout
 from trisense.errors import BadInput
@@ -69,6 +69,20 @@ class Design(_Options):
     vocabulary: Positive = 1024
     adapter: Adapter | None = None
     quantisation: Quantisation | None = None
+
+
+class Ears(_Options):
+    """What a recipe hears with under `audio: embed`, where its design has no ears of its own.
+
+    audio, sense, sounds: what goes into the design's `audio`, `senses.audio` and `sounds`. placeholder: its
+    `placeholders.audio`; None for the row before that of pictures. As it stands, Whisper small's encoder with eight of
+    its vectors joined to one (as Ultravox does), so that its 30 seconds are 188 places of a prompt and not 1,500.
+    """
+
+    audio: dict[str, Any] = {"pretrained": "openai/whisper-small"}
+    sense: dict[str, Any] = {"width": 8 * 768, "stack": 8, "frames_per_token": 16, "projector": "norm-mlp"}
+    sounds: AudioProcessor = AudioProcessor(frames_per_token=16)
+    placeholder: str | int | None = None
 
 
 class World(_Options):
@@ -208,12 +222,51 @@ AnyStage = Annotated[WarmupStage | WorldStage | FileStage, Field(discriminator="
 
 
 class Recipe(_Options):
+    """A design, how it is asked, and the stages that train it.
+
+    audio: `transcript` for a design without ears, to which Whisper writes down what is said (`answering.speech`), or
+    `embed` for one whose sounds go through an encoder and a projector, as pictures do; `embed` gives a design without
+    ears those of `ears`. Default: as the design is.
+    """
+
     name: str
     description: str = ""
     design: Design
+    audio: Literal["transcript", "embed"] = "transcript"
+    ears: Ears = Ears()
     answering: Answering = Answering()
     world: World = World()
     stages: dict[str, AnyStage] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hearing(cls, values: Any) -> Any:
+        design = values.get("design") if isinstance(values, dict) else None
+        senses = design.get("senses", {}) if isinstance(design, dict) else None
+        if not isinstance(senses, dict) or not isinstance(design, dict):
+            return values  # what is wrong with it is said where it is read
+        if "audio" in senses:
+            if values.get("audio") == "transcript":
+                raise ValueError("audio: transcript, but design.senses.audio has ears; leave one of them out")
+            return {**values, "audio": "embed"}
+        given, placeholders = values.get("ears", {}), design.get("placeholders", {})
+        if not isinstance(given, dict) or not isinstance(placeholders, dict):
+            return values
+        ears = _merged(Ears().model_dump(mode="json"), given)
+        values = {**values, "ears": ears}
+        if values.get("audio") != "embed":
+            return values
+        token = ears["placeholder"]
+        if token is None and isinstance(row := placeholders.get("image"), int):
+            token = row - 1
+        design = {
+            **design,
+            "audio": ears["audio"],
+            "senses": {**senses, "audio": ears["sense"]},
+            "sounds": ears["sounds"],
+            "placeholders": {**placeholders, "audio": token},
+        }
+        return {**values, "design": design}
 
     @property
     def optimizer(self) -> Optimizer:
@@ -223,15 +276,29 @@ class Recipe(_Options):
 
 
 def names() -> list[str]:
-    """The recipes inside the package."""
-    return sorted(entry.name[:-5] for entry in files("trisense.recipes").iterdir() if entry.name.endswith(".yaml"))
+    """The recipes inside the package; a name such as `eden@spark` is that of a twin, on parts of another recipe."""
+    found = (entry.name for entry in files("trisense.recipes").iterdir())
+    return sorted(name[:-5] for name in found if name.endswith(".yaml") and not name.startswith("_"))
 
 
 def read(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe by name, or by the path of a .yaml file, with `key.key=value` overrides (values are YAML).
 
-    Raises BadInput for an unknown recipe or key, with a suggestion, and for a value of the wrong type.
+    A file may begin with others, `base: NAME` or a list of names and of paths beside it, and hold only what differs:
+    mappings are merged, everything else is replaced. Raises BadInput for an unknown recipe or key, with a suggestion,
+    and for a value of the wrong type.
     """
+    values = _values(recipe)
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"recipe {recipe}: {_explain(error)}") from None
+
+
+def _values(recipe: str | Path, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a recipe and those it begins with hold; `above`: those that begin with this one."""
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -240,7 +307,7 @@ def read(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise BadInput(f"{path}: not UTF-8 text; expected a recipe in YAML") from None
-    elif str(recipe) in names():
+    elif str(recipe) in names() or (above and f"{recipe}.yaml" in _fragments()):
         text = (files("trisense.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
     else:
         known = names()
@@ -251,12 +318,33 @@ def read(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         raise BadInput(f"{recipe}: not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise BadInput(f"{recipe}: expected a mapping of recipe keys")
-    for override in overrides:
-        _override(values, override)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise BadInput(f"recipe {recipe}: {_explain(error)}") from None
+    bases = values.pop("base", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str) or not base:
+            raise BadInput(f"{recipe}: base: got {base!r}; expected the name of a recipe or the path of one")
+        begins = str(path.parent / base) if base.endswith((".yaml", ".yml")) else base
+        chain = (*above, str(recipe))
+        if begins in chain:
+            raise BadInput(
+                f"{recipe}: base: {' begins with '.join([*chain, begins])}; a recipe cannot begin with itself"
+            )
+        merged = _merged(merged, _values(begins, chain))
+    return _merged(merged, values)
+
+
+def _fragments() -> set[str]:
+    """Files of the package that are no recipes of their own: what several of them have in common."""
+    return {entry.name for entry in files("trisense.recipes").iterdir() if entry.name.startswith("_")}
+
+
+def _merged(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with what `values` holds in its place; mappings under one key are merged."""
+    merged = dict(base)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -298,6 +386,8 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "union_tag_invalid":
         wrong = first["ctx"]["tag"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
         return f"{where}.learns: got {wrong!r}{_suggest(wrong, STAGES)}; expected one of {', '.join(STAGES)}"
+    if not where:
+        return first["msg"].removeprefix("Value error, ")
     if first["type"] != "extra_forbidden":
         return f"{where}: {first['msg'].removeprefix('Value error, ')}, got {reprlib.repr(first['input'])}"
     return f"unknown key {where!r}{_suggest(str(steps[-1]), _keys(first['loc'][:-1]))}"

@@ -55,6 +55,25 @@ def test_the_example_is_a_voice():
     assert end - start > 0.8 * len(wave)
 
 
+def test_spark_writes_down_its_own_world():
+    spark = open_recogniser("spark")
+    assert spark.languages == ("en",)
+    wave = load_audio(EXAMPLES / "voice.wav")
+    assert spark.recognise(wave, spark.detect_language(wave)) == [Segment("ben", 0.0, len(wave) / RATE)]
+
+
+def test_a_model_of_this_package_is_asked_whatever_its_form_and_needs_ears(tmp_path: Path):
+    for folder in (tiny_models.exported(), tiny_models.folder()):
+        (heard,) = open_recogniser(folder, "cpu").recognise(tiny_models.sound(0), "en")
+        assert heard.end == len(tiny_models.sound(0)) / RATE
+    deaf = copytree(tiny_models.exported(), tmp_path / "deaf")
+    config = json.loads((deaf / "processor_config.json").read_text())
+    del config["placeholders"]["audio"]
+    (deaf / "processor_config.json").write_text(json.dumps({**config, "audio": None}))
+    with pytest.raises(BadInput, match="deaf: has no ears; expected Whisper, or a model that hears"):
+        open_recogniser(deaf)
+
+
 @pytest.mark.parametrize("level", [0.0, 0.003, 0.1, 0.5])
 def test_silence_and_noise_are_no_voice(level: float):
     wave = np.random.default_rng(1).normal(0, level, 10 * RATE).clip(-1, 1)

@@ -29,7 +29,16 @@ def senses(name: str, **changes: Any) -> dict[str, Any]:
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown key": (
         {"senses": senses("image", colour=1)},
-        "senses.image: unknown key 'colour'; expected frames_per_token, layer, projector, select, time_first, width",
+        "senses.image: unknown key 'colour'; expected frames_per_token, layer, projector, select, stack, "
+        "time_first, width",
+    ),
+    "vectors of pictures joined": (
+        {"senses": senses("image", stack=2)},
+        "senses.image.stack: 2; only vectors of sound are joined, and frames_per_token (2) counts the frames of all",
+    ),
+    "frames that are no multiple": (
+        {"senses": senses("audio", stack=3)},
+        "senses.audio.stack: 3; only vectors of sound are joined, and frames_per_token (8) counts",
     ),
     "no width": (
         {"senses": {"image": {"layer": -2}}},
@@ -101,6 +110,7 @@ def test_options_have_defaults_and_types():
         "projector": "norm-mlp",
         "time_first": False,
         "frames_per_token": 2,
+        "stack": 1,
     }
 
 

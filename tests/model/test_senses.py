@@ -138,6 +138,29 @@ def test_a_sound_beside_a_longer_one_is_the_sound_alone(dtype: torch.dtype):
     close(vectors[25:35], sense(mels[1:2, :, :75]))
 
 
+@torch.no_grad()
+def test_neighbouring_vectors_of_a_sound_are_joined():
+    """As Ultravox does it: three to one, the last filled up with zeros, and a sound beside a longer one is itself."""
+    torch.manual_seed(0)
+    config = tiny_models.config("spark").audio_config
+    single = Sense("audio", SenseOptions(width=16, time_first=True, frames_per_token=8), config, 32).eval()
+    joined = SenseOptions(width=48, time_first=True, frames_per_token=24, stack=3)
+    sense = Sense("audio", joined, config, 32).eval()
+    sense.encoder.load_state_dict(single.encoder.state_dict())
+    mels = torch.randn(1, 80, 80)  # ten vectors
+    found, plain = sense.encode(mels)[0], single.encode(mels)[0]
+    assert found.shape == (4, 48)
+    for place in range(4):
+        expected = torch.zeros(3, 16)
+        expected[: len(plain[3 * place : 3 * place + 3])] = plain[3 * place : 3 * place + 3]
+        assert torch.equal(found[place], expected.flatten())
+    beside = torch.nn.functional.pad(mels, (0, 90)).repeat(2, 1, 1)
+    mask = torch.arange(170) < torch.tensor([[80], [170]])
+    features = sense.encode(beside, mask)
+    assert sense.lengths(features, mask).tolist() == [4, 8]
+    close(features[0, :4], found)
+
+
 def test_what_an_encoder_cannot_give_is_refused():
     resnet = tiny_models.config("spark").vision_config
     with pytest.raises(BadInput, match=r"senses.image.select: 'projected' needs a clip_vision_model, not 'resnet'"):

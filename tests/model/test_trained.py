@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
+from transformers import PhiForCausalLM
 
+from trisense.chat import Markers
 from trisense.errors import BadInput
 from trisense.model import trained
+from trisense.model.fingerprint import fingerprints
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.pretrained import add_adapter, load_design
 from trisense.model.trained import load_trained, put_trained, read_recipe, save_trained
@@ -18,8 +22,12 @@ from trisense.recipe import Recipe, read
 
 
 @pytest.fixture(scope="session")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    parts = tiny_models.pretrained(tmp_path_factory.mktemp("parts"))
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_models.pretrained(tmp_path_factory.mktemp("parts"))
+
+
+@pytest.fixture(scope="session")
+def recipe(parts: Path) -> Recipe:
     return read("jnana", tiny_models.pretrained_overrides("jnana", parts))
 
 
@@ -92,7 +100,7 @@ def test_what_does_not_belong_together_is_refused_by_its_name(recipe: Recipe, tm
 
     def refusal(recipe: Recipe = recipe) -> str:
         with pytest.raises(BadInput) as refused:
-            put_trained(load_design(recipe.design)[0], recipe.design, folder)
+            put_trained(load_design(recipe.design)[0], recipe, folder)
         assert "\n" not in str(refused.value)
         return str(refused.value)
 
@@ -100,6 +108,11 @@ def test_what_does_not_belong_together_is_refused_by_its_name(recipe: Recipe, tm
     shallow = design.model_copy(update={"senses": {"image": {**design.senses["image"], "layer": -2}}})
     assert "trained with design.senses.image.layer=None, now -2" in refusal(
         recipe.model_copy(update={"design": shallow})
+    )
+    asked = design.layout.model_copy(update={"question": Markers("Q: ", "")})
+    other = {"instruct": recipe.stages["instruct"].model_copy(update={"layout": asked})}
+    assert "trained with the layout of instruct.question=['', 'end of question:'], now ['Q: ', '']" in refusal(
+        recipe.model_copy(update={"stages": other})
     )
     (folder / "projector" / "image.safetensors").write_bytes(b"no weights")
     assert "image.safetensors: not the projector of this design" in refusal()
@@ -116,3 +129,25 @@ def test_what_does_not_belong_together_is_refused_by_its_name(recipe: Recipe, tm
         assert expected in refusal()
     (folder / "recipe.json").unlink()
     assert "recipe.json: cannot be read (No such file or directory)" in refusal()
+
+
+def test_weights_count_and_not_the_name_of_their_folder(parts: Path, recipe: Recipe, tmp_path: Path):
+    folder, moved = tmp_path / "trained", tmp_path / "moved"
+    save_trained(learned(recipe), recipe, "instruct", folder)
+    shutil.copytree(parts / "phi", moved)
+    design = recipe.design.model_copy(update={"text": {"pretrained": str(moved)}})
+    there = recipe.model_copy(update={"design": design})
+    put_trained(load_design(design)[0], there, folder)
+    model = PhiForCausalLM.from_pretrained(moved)
+    with torch.no_grad():
+        model.model.layers[1].mlp.fc2.weight.mul_(1.01)
+    model.save_pretrained(moved)
+    with pytest.raises(BadInput, match=r"trained with design.text.pretrained=\S+phi \(weights \w{8}\), now \S+moved"):
+        put_trained(load_design(design)[0], there, folder)
+    # The same in pieces is another fingerprint of the same kind.
+    model.save_pretrained(moved, max_shard_size="100KB")
+    (moved / "model.safetensors").unlink(missing_ok=True)
+    sharded = fingerprints(design)
+    assert set(sharded) == {"text", "vision"}
+    assert sharded["vision"] == fingerprints(recipe.design)["vision"]
+    assert sharded["text"] != fingerprints(recipe.design)["text"]

@@ -14,14 +14,17 @@ import torch
 from PIL import Image as Pictures
 
 from trisense.assistant.assistant import Assistant
-from trisense.chat import Conversation, Image, Message
+from trisense.chat import Audio, Conversation, Image, Message, Text
 from trisense.data.batches import collate
+from trisense.data.sources import Source
+from trisense.data.transcripts import transcripts
+from trisense.data.world.samples import write
 from trisense.errors import BadInput
-from trisense.model.pretrained import load_design
-from trisense.model.trained import load_trained, read_recipe, staged
+from trisense.model.pretrained import load_design, load_processor
+from trisense.model.trained import load_trained, put_trained, read_recipe, staged
 from trisense.prompt import featured
 from trisense.recipe import FileStage, Recipe, ScheduledSampling, read
-from trisense.train.files import Learner, train_stage
+from trisense.train.files import Learner, Samples, media_in, train_stage
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
 
@@ -184,6 +187,71 @@ def test_which_samples_are_learned_and_when_the_models_words_begin(
     with pytest.raises(BadInput, match="0 samples that this stage can use"):
         none = recipe("tinyclip-phi2", parts, "stages.align.answers.longest_tokens=1")
         train_stage(none, "align", data["caption"], tmp_path / "none", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def spoken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples of the small world with a voice, a note or a picture: a jsonl file with its media beside it."""
+    folder = tmp_path_factory.mktemp("spoken")
+    write(folder, 36, seed=4)
+    return folder / "samples.jsonl"
+
+
+def test_a_design_without_ears_learns_from_transcripts(parts: Path, spoken: Path, tmp_path: Path):
+    tiny = recipe("eden", parts, "answering.speech.pretrained=spark", "stages.instruct.steps=2")
+    trained = train_stage(tiny, "instruct", spoken, tmp_path, device="cpu")
+    assert not (trained / "projector" / "audio.safetensors").exists()
+    speech = tiny.answering.speech
+    assert speech
+    source = Source.open(spoken)
+    heard = transcripts(media_in(source)["audio"], speech, "cpu", tmp_path)
+    stage = tiny.stages["instruct"]
+    assert isinstance(stage, FileStage)
+    samples = Samples.of(source, stage, load_processor(tiny.design).tokenizer, 0, heard)
+    records = [json.loads(line) for line in spoken.read_text().splitlines()]
+    right = 0
+    for index in (*samples.pool, *samples.held):
+        asked = samples.conversation(index).messages[0].content
+        said = records[index].get("said")
+        assert asked[-1] == Text(text=records[index]["question"])
+        assert not any(isinstance(part, Audio) for part in asked)
+        right += said is not None and Text(text=said) in asked
+    assert right > 0.8 * sum("said" in record for record in records), "spark hears its own world"
+    deaf = recipe("eden", parts, "answering.speech=null")
+    with pytest.raises(BadInput, match=r"shows \S+\.wav, and eden has no ears, and its recipe names no Whisper"):
+        train_stage(deaf, "instruct", spoken, tmp_path / "deaf", device="cpu")
+
+
+def test_sounds_through_whispers_encoder_without_a_transcript(parts: Path, spoken: Path, tmp_path: Path):
+    whisper = tiny_models.whisper()
+    ears = [
+        "audio=embed",
+        f"ears.audio.pretrained={whisper}",
+        "ears.sense.width=128",
+        "ears.placeholder=268",
+        "design.layout.audio=['<sound>', '</sound>']",
+    ]
+    tiny = recipe("jnana", parts, *ears, "stages.instruct.buckets=null", "stages.instruct.batch_size=2")
+    from transformers import WhisperModel
+
+    # Its 188 places a sound and the words around them.
+    trained = train_stage(tiny, "align", spoken.with_name("captions.jsonl"), tmp_path, device="cpu")
+    trained = train_stage(tiny, "instruct", spoken, tmp_path, device="cpu")
+    first, *_, last = losses(tmp_path / "instruct")
+    assert last < 0.95 * first
+    assert (trained / "projector" / "audio.safetensors").exists()
+    model, processor = load_trained(trained)
+    untouched = dict(WhisperModel.from_pretrained(whisper).encoder.named_parameters())
+    now = dict(model.senses["audio"].encoder.named_parameters())
+    assert set(now) == set(untouched)
+    assert all(torch.equal(now[key], untouched[key]) for key in now)
+    assert processor.audio and processor.audio.num_tokens(3000) == 188
+    voice = next(spoken.parent.glob("*.wav"))
+    assistant = Assistant.from_pretrained(trained, "cpu")
+    answer = assistant.answer(Conversation.ask("What is said?", audios=[voice]), max_new_tokens=3)
+    assert answer.prompt_tokens > 188 and answer.transcripts == ()
+    with pytest.raises(BadInput, match=r"trained with design\.audio="):
+        put_trained(load_design(recipe("jnana", parts).design)[0], recipe("jnana", parts), trained)
 
 
 @cache

@@ -57,12 +57,17 @@ def recipes(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None
                     for one, parts in listed
                 ]
             )
+        twins = {one.name for one, _ in listed if "@" in one.name}
         for one, parts in listed:
+            if one.name in twins:
+                continue
             click.echo(f"{one.name:<14}{one.description}")
             for stage, options in one.stages.items():
                 click.echo(f"{'':<14}{stage}: {options.learned_from}")
             if parts:
                 click.echo(f"{'':<14}memory: {_bytes(parts) / 1e9:.1f} GB to train, and what a batch takes")
+            for twin in sorted(twin for twin in twins if twin.startswith(f"{one.name}@")):
+                click.echo(f"{'':<14}twin: {twin}, the same design on spark's own parts, minutes on a CPU")
         return
     recipe = read(name, overrides)
     counted = _counted(recipe)

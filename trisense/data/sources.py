@@ -109,7 +109,7 @@ class Source(Sequence[Conversation]):
         )
 
     def _ours(self, record: dict[str, Any]) -> Conversation:
-        conversation = Conversation.from_dict(record)
+        conversation = Conversation.from_dict({"messages": record["messages"]})  # whatever else a line holds
         placed = [tuple(map(self._placed, message.content)) for message in conversation.messages]
         messages = [Message(role=m.role, content=c) for m, c in zip(conversation.messages, placed, strict=True)]
         return Conversation(messages=tuple(messages))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +16,7 @@ from transformers import DynamicCache
 
 from trisense.engines.protocol import CachingEngine, Engine, Seen
 from trisense.errors import BadInput
-from trisense.model.checkpoint import load_model, open_device
-from trisense.model.configuration import TrisenseConfig
+from trisense.model.checkpoint import is_model_folder, load_model, open_device
 from trisense.model.trained import RECIPE_FILE, has_adapter, load_trained, read_recipe
 from trisense.prompt import Processor
 from trisense.recipe import Answering
@@ -73,12 +71,7 @@ class LocalEngine(CachingEngine):
     @staticmethod
     def opens(folder: Path) -> bool:
         """Whether a folder says of itself that it holds a model of this package."""
-        if (folder / RECIPE_FILE).is_file():
-            return True
-        try:
-            return json.loads((folder / "config.json").read_bytes())["model_type"] == TrisenseConfig.model_type
-        except (OSError, ValueError, LookupError, TypeError):
-            return False
+        return (folder / RECIPE_FILE).is_file() or is_model_folder(folder)
 
     @torch.inference_mode()
     def _run(

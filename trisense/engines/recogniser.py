@@ -9,6 +9,7 @@ Letters: T samples of a sound, one channel at 16 kHz, float32 in [-1, 1].
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Protocol
 
 import numpy as np
 
-from trisense.engines import HUB_ID
+from trisense.chat import Conversation
+from trisense.engines import HUB_ID, open_engine
 from trisense.engines.hub import download
 from trisense.errors import BadInput
 
@@ -28,6 +30,8 @@ MAX_SECONDS = 30.0
 # likelier than the first and the mean log-probability of what it would write is below the second.
 NO_SPEECH_THRESHOLD = 0.6
 LOGPROB_THRESHOLD = -1.0
+# Of what a model that is asked may write about one sound.
+MAX_WORDS = 128
 HUB_FILES = ("*.json", "*.txt", "model.bin", "model.safetensors", "model-*.safetensors")
 
 
@@ -143,8 +147,34 @@ class FasterWhisper:
         return [Segment(segment.text, segment.start, segment.end) for segment in segments]
 
 
+class AskedModel:
+    """A model of this package with ears, asked what is said: a `Recogniser` of the one language that it knows.
+
+    It says no times, so what it hears is one segment, as long as the sound. `spark` writes down its own small world
+    with it, which is how recipes that read transcripts are trained and compared on spark's parts.
+    """
+
+    languages = ("en",)
+    question = "What does the speaker say?"
+
+    def __init__(self, model: str | os.PathLike[str], device: str | None = None) -> None:
+        """Raises BadInput when there is no such model, or it has no ears."""
+        self._engine = open_engine(model, device)
+        if not self._engine.hears:
+            raise BadInput(f"{os.fspath(model)}: has no ears; expected Whisper, or a model that hears")
+
+    def detect_language(self, wave: np.ndarray) -> str:
+        return "en"
+
+    def recognise(self, wave: np.ndarray, language: str) -> list[Segment]:
+        prompt = self._engine.processor.prompt(Conversation.ask(self.question, audios=[wave]))
+        ids = list(self._engine.stream(self._engine.prefill(prompt), max_new_tokens=MAX_WORDS))
+        return [Segment(self._engine.processor.tokenizer.decode(ids).strip(), 0.0, len(wave) / SAMPLING_RATE)]
+
+
 def open_recogniser(model: str | os.PathLike[str], device: str | None = None) -> Recogniser:
-    """The recogniser for a folder of Whisper, or for a Hub id, which is downloaded first; its files say which.
+    """The recogniser for a folder of Whisper, for a Hub id, which is downloaded first, or for `spark`; its files say
+    which.
 
     With model.bin, as CTranslate2 converts it, faster-whisper (the extra `speech`); else transformers (`train`).
     device: None for a GPU where there is one, or `cpu`, `cuda`, ... Raises BadInput when there is no such model, the
@@ -152,6 +182,8 @@ def open_recogniser(model: str | os.PathLike[str], device: str | None = None) ->
     """
     name = os.fspath(model)
     folder = Path(name)
+    if name == "spark" or _ours(folder / "config.json"):
+        return AskedModel(name, device)
     if not folder.is_dir():
         if folder.exists():
             raise BadInput(f"{name}: a file; expected the folder of a Whisper model")
@@ -170,6 +202,14 @@ def open_recogniser(model: str | os.PathLike[str], device: str | None = None) ->
             "CTranslate2, which is lighter"
         ) from None
     return TransformersWhisper(folder, device)
+
+
+def _ours(config: Path) -> bool:
+    """Whether a config says that its model, exported or not, is one of this package."""
+    try:
+        return json.loads(config.read_bytes())["model_type"] == "trisense"
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def _faster_whisper() -> ModuleType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging as levels
 import os
 from collections.abc import Iterator
@@ -48,6 +49,14 @@ def load_model(folder: str | os.PathLike[str], dtype: torch.dtype | None = None)
         if names := sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info[key]):
             raise BadInput(f"{folder}: the weights {what} {names[0]} ({len(names)} such); config.json asks otherwise")
     return model
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder says of itself that it holds a whole model of this package."""
+    try:
+        return json.loads((folder / "config.json").read_bytes())["model_type"] == TrisenseConfig.model_type
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def open_device(name: str | None = None) -> torch.device:

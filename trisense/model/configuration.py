@@ -30,6 +30,7 @@ class SenseOptions:
     time_first: the audio encoder takes [B, frames, mel bins] with a mask (Parakeet) instead of Whisper's
         [B, mel bins, frames].
     frames_per_token: audio only: log-mel frames that become one feature vector.
+    stack: audio only: so many vectors of the encoder are joined to one, `width` wide altogether (Ultravox).
     """
 
     width: int
@@ -38,6 +39,7 @@ class SenseOptions:
     projector: Kind = "mlp"
     time_first: bool = False
     frames_per_token: int = 2
+    stack: int = 1
 
     @classmethod
     def parse(cls, sense: str, values: Any) -> SenseOptions:
@@ -57,13 +59,18 @@ class SenseOptions:
         ):
             if (value := getattr(options, key)) not in choices:
                 raise BadInput(f"senses.{sense}.{key}: {value!r} is unknown; expected {', '.join(map(str, choices))}")
-        for key, least in (("width", 1), ("frames_per_token", 1), ("layer", None)):
+        for key, least in (("width", 1), ("frames_per_token", 1), ("stack", 1), ("layer", None)):
             value = getattr(options, key)
             if type(value) is not int or (least is not None and value < least):
                 raise BadInput(f"senses.{sense}.{key}: {value!r}; expected a whole number{' above 0' if least else ''}")
         if options.layer != -1 and options.select in ("pooled", "projected"):
             raise BadInput(
                 f"senses.{sense}.layer: {options.layer}, but {options.select!r} is of no layer; leave it out"
+            )
+        if options.stack > 1 and (sense != "audio" or options.frames_per_token % options.stack):
+            raise BadInput(
+                f"senses.{sense}.stack: {options.stack}; only vectors of sound are joined, and frames_per_token "
+                f"({options.frames_per_token}) counts the frames of all of them"
             )
         if sense == "audio" and options.select != "all":
             raise BadInput(f"senses.audio.select: {options.select!r} is for pictures; expected 'all'")

@@ -17,7 +17,7 @@ from trisense.model.configuration import TrisenseConfig
 from trisense.model.folders import whole_folder
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.parts import design_config
-from trisense.model.pretrained import load_design
+from trisense.model.pretrained import load_design, load_processor
 from trisense.model.processing import TrisenseProcessor
 from trisense.model.publish import write_card
 from trisense.model.trained import RECIPE_FILE, put_trained, read_recipe, staged
@@ -66,13 +66,14 @@ def merged(folder: Path) -> tuple[TrisenseForConditionalGeneration, Processor]:
     recipe, stage = read_recipe(folder)
     design = staged(recipe, stage).model_copy(update={"quantisation": None})
     model, processor = load_design(design)
-    put_trained(model, design, folder)
+    put_trained(model, recipe, folder)
     try:
         add_up(model.language_model)
     except ValueError as error:
         raise BadInput(f"{folder / 'adapter'}: {error}; its training went wrong") from None
-    for part in (model.config.text_config, model.config.vision_config):
-        part.name_or_path = ""  # perhaps a folder of this machine
+    for part in (model.config.text_config, model.config.vision_config, model.config.audio_config):
+        if part is not None:
+            part.name_or_path = ""  # perhaps a folder of this machine
     ends = sorted(processor.end_ids)
     generation = model.generation_config
     if generation is not None and ends:
@@ -105,4 +106,4 @@ def config_of(folder: Path) -> TrisenseConfig:
     if not (folder / RECIPE_FILE).is_file():
         return load_config(folder)
     design = read_recipe(folder)[0].design
-    return design_config(design, {sense: token for sense, token in design.placeholders.items() if type(token) is int})
+    return design_config(design, load_processor(design).placeholders)

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
+from trisense.engines import PACKAGED
 from trisense.errors import BadInput
 from trisense.model.configuration import TrisenseConfig, sub_config
 from trisense.model.modeling import TrisenseForConditionalGeneration
@@ -97,13 +98,22 @@ def _config(where: str, part: dict[str, Any]) -> PreTrainedConfig:
     if not Path(name).is_dir() and name in published():
         return sub_config(where, published()[name])
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(located(name), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{where}.pretrained: {name!r} is neither a folder with a config nor to be had from the Hub "
             f"({str(error).splitlines()[0][:100]}); give the folder of a model of transformers"
         ) from None
+    if isinstance(config, TrisenseConfig):
+        if (own := getattr(config, f"{where.removeprefix('design.')}_config")) is None:
+            raise BadInput(f"{where}.pretrained: {name!r} is a model of this package without such a part")
+        return own
     return getattr(config, "vision_config", config) if where == "design.vision" else config
+
+
+def located(name: str) -> str:
+    """Where a pretrained part is: `spark` means the model in the package, all else is a folder or a Hub id."""
+    return str(PACKAGED) if name == "spark" else name
 
 
 @cache

@@ -49,7 +49,23 @@ class Sense(nn.Module):
         features = out.hidden_states[options.layer] if deep else out.last_hidden_state
         if features.dim() == 4:  # a convolutional map [N, E, h, w], read row by row
             return features.flatten(2).transpose(1, 2)
+        if options.stack > 1:
+            return self._stacked(features, mask)
         return features[:, 1:] if options.select == "patches" else features  # [N, S, E]
+
+    def _stacked(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Vectors [N, S, E], `stack` neighbours joined to one: [N, S / stack, stack * E], the last filled with zeros.
+
+        What the encoder made of padding is zeros too, so a sound is the same beside a longer one.
+        """
+        stack = self.options.stack
+        if mask is not None:
+            frames = self.options.frames_per_token // stack
+            real = (mask.sum(1) + frames - 1) // frames
+            places = torch.arange(features.shape[1], device=features.device)
+            features = features * (places < real[:, None])[..., None]
+        features = nn.functional.pad(features, (0, 0, 0, -features.shape[1] % stack))
+        return features.reshape(len(features), features.shape[1] // stack, -1)
 
     def lengths(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """How many of the S feature vectors are real, [N] int64: all of them, or what the frames' mask allows."""

@@ -1,7 +1,7 @@
 """What a stage with pretrained parts has trained, saved apart from them: projectors and adapter, with their recipe.
 
-FOLDER/recipe.json                    the resolved recipe, and after which stage
-FOLDER/projector/image.safetensors
+FOLDER/recipe.json                    the resolved recipe, after which stage, and which weights it was trained beside
+FOLDER/projector/image.safetensors    of every sense its own
 FOLDER/adapter/                       as peft writes it
 """
 
@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from trisense.chat import bad_input
 from trisense.errors import BadInput
 from trisense.model.checkpoint import quiet
+from trisense.model.fingerprint import fingerprints
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.pretrained import add_adapter, load_design
 from trisense.model.senses import Sense
@@ -29,8 +30,9 @@ from trisense.prompt import Processor
 from trisense.recipe import Design, Recipe
 
 RECIPE_FILE = "recipe.json"
-# What trained parts only fit if it is the same; `layout` is not among them, since stages may have layouts of their own.
-FITTING = ("vision", "senses", "text", "placeholders", "pictures")
+# What trained parts only fit if it is the same; of pretrained parts the weights count, and not where they are kept.
+# Layouts are compared stage by stage, since stages may have some of their own.
+FITTING = ("vision", "audio", "senses", "text", "placeholders", "pictures", "sounds")
 
 
 def save_trained(model: TrisenseForConditionalGeneration, recipe: Recipe, stage: str, folder: Path) -> None:
@@ -58,7 +60,7 @@ def write_trained(
     for name, weights in projectors.items():
         kept = {key: value.contiguous().cpu() for key, value in weights.items()}
         save_file(kept, folder / "projector" / f"{name}.safetensors")
-    record = {"stage": stage, "recipe": recipe.model_dump(mode="json")}
+    record = {"stage": stage, "weights": fingerprints(recipe.design), "recipe": recipe.model_dump(mode="json")}
     (folder / RECIPE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
@@ -68,10 +70,16 @@ def has_adapter(model: TrisenseForConditionalGeneration) -> bool:
 
 def read_recipe(folder: Path) -> tuple[Recipe, str]:
     """The recipe that trained the parts in a folder, and its last stage. Raises BadInput."""
+    recipe, stage, _ = _read(folder)
+    return recipe, stage
+
+
+def _read(folder: Path) -> tuple[Recipe, str, dict[str, str]]:
+    """And the fingerprints of the pretrained parts, by what the design calls them."""
     path = folder / RECIPE_FILE
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return Recipe.model_validate(record["recipe"]), str(record["stage"])
+        return Recipe.model_validate(record["recipe"]), str(record["stage"]), dict(record.get("weights", {}))
     except OSError as error:
         raise BadInput(
             f"{path}: cannot be read ({error.strerror}); expected the folder that a stage has trained"
@@ -91,7 +99,7 @@ def load_trained(
     """
     recipe, stage = read_recipe(folder)
     model, processor = load_design(staged(recipe, stage), device)
-    put_trained(model, recipe.design, folder)
+    put_trained(model, recipe, folder)
     return model.eval(), processor
 
 
@@ -101,17 +109,14 @@ def staged(recipe: Recipe, stage: str) -> Design:
     return recipe.design.model_copy(update={"layout": layout}) if layout else recipe.design
 
 
-def put_trained(model: TrisenseForConditionalGeneration, design: Design, folder: Path) -> None:
-    """Gives a model of `design` the projectors, and the adapter if there is one, of a folder.
+def put_trained(model: TrisenseForConditionalGeneration, recipe: Recipe, folder: Path) -> None:
+    """Gives the model of a recipe the projectors, and the adapter if there is one, of a folder.
 
-    Raises BadInput for parts of another design, by the field that differs, and for files that cannot be read.
+    Raises BadInput for parts of another design or layout, by the field that differs, for parts that were trained beside
+    other weights, whatever these are called, and for files that cannot be read.
     """
-    recipe, _ = read_recipe(folder)
-    for key in FITTING:
-        theirs, ours = (one.model_dump(mode="json")[key] for one in (recipe.design, design))
-        if theirs != ours:
-            field, before, now = _difference(f"design.{key}", theirs, ours)
-            raise BadInput(f"{folder}: trained with {field}={before}, now {now}; they do not belong together")
+    trained, stage, weights = _read(folder)
+    _check_fit(folder, trained, stage, weights, recipe)
     for name, sense in model.senses.items():
         assert isinstance(sense, Sense)
         path = folder / "projector" / f"{name}.safetensors"
@@ -123,7 +128,7 @@ def put_trained(model: TrisenseForConditionalGeneration, design: Design, folder:
         return
     if has_adapter(model):
         raise BadInput(f"{folder}: has an adapter, and the model has one already")
-    add_adapter(model, recipe.design)
+    add_adapter(model, trained.design)
     with quiet():
         try:
             weights = load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -136,6 +141,28 @@ def put_trained(model: TrisenseForConditionalGeneration, design: Design, folder:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(given[plain_name(name)])
+
+
+def _check_fit(folder: Path, trained: Recipe, stage: str, weights: dict[str, str], recipe: Recipe) -> None:
+    """Raises BadInput where parts of `trained`, after `stage` and beside `weights`, do not belong to `recipe`."""
+    theirs, ours = trained.design.model_dump(mode="json"), recipe.design.model_dump(mode="json")
+    present = fingerprints(recipe.design)
+    for part in weights.keys() & present.keys():
+        before, now = (design[part]["pretrained"] for design in (theirs, ours))
+        if weights[part] != present[part]:
+            raise BadInput(
+                f"{folder}: trained with design.{part}.pretrained={before} (weights {weights[part][:8]}), now {now} "
+                f"(weights {present[part][:8]}); they do not belong together"
+            )
+        theirs[part] = ours[part]
+    pairs = [(f"design.{key}", theirs[key], ours[key]) for key in FITTING]
+    if stage in recipe.stages:
+        before, now = (staged(one, stage).layout.model_dump(mode="json") for one in (trained, recipe))
+        pairs.append((f"the layout of {stage}", before, now))
+    for field, before, now in pairs:
+        if before != now:
+            field, before, now = _difference(field, before, now)
+            raise BadInput(f"{folder}: trained with {field}={before}, now {now}; they do not belong together")
 
 
 def plain_name(name: str) -> str:

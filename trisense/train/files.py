@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -14,11 +14,13 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from trisense.chat import Conversation, Image, Message, Text
+from trisense.assistant.transcribe import Transcript, with_transcripts
+from trisense.chat import Audio, Conversation, Image, Message, Part, Text
 from trisense.data.answers import prepare
 from trisense.data.batches import Batch, by_answer, collate, like_length
-from trisense.data.features import PictureFeatures, picture_features
+from trisense.data.features import Features, frozen_features
 from trisense.data.sources import Source
+from trisense.data.transcripts import transcripts
 from trisense.errors import BadInput
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.pretrained import add_adapter, load_design
@@ -62,7 +64,7 @@ def train_stage(
     design = staged(recipe, name)
     model, processor = load_design(design, "cuda" if cuda else "cpu")
     if after is not None:
-        put_trained(model, recipe.design, after)
+        put_trained(model, recipe, after)
     if stage.learns == "instruct" and not has_adapter(model):
         add_adapter(model, design)
     for key, parameter in model.language_model.named_parameters():
@@ -70,7 +72,10 @@ def train_stage(
     if stage.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    samples = Samples.of(source, stage, processor.tokenizer, seed)
+    heard: Mapping[str, Transcript] = {}
+    if recipe.audio == "transcript" and recipe.answering.speech:
+        heard = transcripts(media_in(source)["audio"], recipe.answering.speech, device, out)
+    samples = Samples.of(source, stage, processor.tokenizer, seed, heard)
     run = {"data": sha256(data.read_bytes()).hexdigest(), "design": design.model_dump(mode="json")}
     begun = (out / name / CHECKPOINT).exists()
     same_run(out / name / "run.json", run, compared=("data", "design") if begun else ())
@@ -151,7 +156,7 @@ class Learner(nn.Module):
 @dataclass
 class Samples:
     """The samples of a source that a stage can use: `held` back for evaluation, and those to learn from. lengths: of
-    their longest answers, in tokens."""
+    their longest answers, in tokens. transcripts: of their sounds, for a model without ears."""
 
     source: Source
     stage: FileStage
@@ -159,15 +164,23 @@ class Samples:
     held: list[int]
     lengths: dict[int, int]
     seed: int
+    transcripts: Mapping[str, Transcript] = field(default_factory=dict)
     _order: tuple[int, np.ndarray] | None = None  # of the round under way, and its number
 
     @classmethod
-    def of(cls, source: Source, stage: FileStage, tokenizer: TextTokenizer, seed: int) -> Samples:
+    def of(
+        cls,
+        source: Source,
+        stage: FileStage,
+        tokenizer: TextTokenizer,
+        seed: int,
+        transcripts: Mapping[str, Transcript] | None = None,
+    ) -> Samples:
         """Raises BadInput when fewer than two samples have an answer that the stage takes."""
         limits = [limit for limit in (stage.answers.longest_tokens, max(stage.buckets or [0])) if limit]
         lengths = {}
         for index in range(len(source)):
-            conversation = prepare(source[index], stage.answers)
+            conversation = _prepared(source, index, stage, transcripts or {})
             if conversation and (length := _longest_answer(conversation, tokenizer)) <= min(limits, default=length):
                 lengths[index] = length
         usable = list(lengths)
@@ -175,7 +188,7 @@ class Samples:
             raise BadInput(f"{source.file}: {len(usable)} samples that this stage can use; expected two at least")
         random.Random(f"{seed}/held").shuffle(usable)
         held = max(1, min(HELD_BACK, len(usable) // ONE_IN))
-        return cls(source, stage, sorted(usable[held:]), sorted(usable[:held]), lengths, seed)
+        return cls(source, stage, sorted(usable[held:]), sorted(usable[:held]), lengths, seed, transcripts or {})
 
     def learned(self, number: int) -> int:
         """Index in the source of the sample learned as `number`: every one once, in an order drawn anew each time."""
@@ -185,26 +198,51 @@ class Samples:
         return self.pool[self._order[1][place]]
 
     def conversation(self, index: int) -> Conversation:
-        prepared = prepare(self.source[index], self.stage.answers)
+        prepared = _prepared(self.source, index, self.stage, self.transcripts)
         assert prepared is not None
         return prepared
 
-    def pictures(self) -> list[str]:
-        return [
-            part.image
-            for index in (*self.pool, *self.held)
-            for message in self.source[index].messages
-            for part in message.content
-            if isinstance(part, Image)
-        ]
+    def media(self) -> dict[str, list[str]]:
+        """Paths of the pictures and sounds that the model is shown, by sense."""
+        return media_in(self.conversation(index) for index in (*self.pool, *self.held))
 
-    def prompt(self, index: int, processor: Processor, features: PictureFeatures) -> Prompt:
-        """The rendered sample, its pictures as features [S, E]."""
-        messages = []
-        for message in self.conversation(index).messages:
-            content = tuple(Image(image=features[p.image]) if isinstance(p, Image) else p for p in message.content)
-            messages.append(Message(role=message.role, content=content))
+    def prompt(self, index: int, processor: Processor, features: Mapping[str, Features]) -> Prompt:
+        """The rendered sample, its pictures and sounds as features [S, E]."""
+
+        def shown(part: Part) -> Part:
+            if isinstance(part, Image):
+                return Image(image=features["image"][part.image])
+            return Audio(audio=features["audio"][part.audio]) if isinstance(part, Audio) else part
+
+        messages = [
+            Message(role=message.role, content=tuple(map(shown, message.content)))
+            for message in self.conversation(index).messages
+        ]
         return featured(Conversation(messages=tuple(messages)), processor)
+
+
+def _prepared(
+    source: Source, index: int, stage: FileStage, transcripts: Mapping[str, Transcript]
+) -> Conversation | None:
+    """A sample as the stage wants it; None when it does not."""
+    conversation = prepare(source[index], stage.answers)
+    if conversation is None or not transcripts:
+        return conversation
+    try:
+        return with_transcripts(conversation, lambda sound: transcripts[str(sound)])[0]
+    except BadInput as error:
+        raise BadInput(f"{source.file}: record {index}: {error}") from None
+
+
+def media_in(conversations: Iterable[Conversation]) -> dict[str, list[str]]:
+    """Paths of pictures and sounds, by sense."""
+    found: dict[str, list[str]] = {"image": [], "audio": []}
+    for conversation in conversations:
+        for message in conversation.messages:
+            for part in message.content:
+                if not isinstance(part, Text):
+                    found[part.type].append(part.image if isinstance(part, Image) else part.audio)
+    return found
 
 
 def _stage(recipe: Recipe, name: str) -> FileStage:
@@ -222,7 +260,7 @@ def _longest_answer(conversation: Conversation, tokenizer: TextTokenizer) -> int
     return max((len(tokenizer.plain(text)) for text in texts), default=0)
 
 
-def _batches(samples: Samples, processor: Processor, features: PictureFeatures) -> Callable[[int], Batch]:
+def _batches(samples: Samples, processor: Processor, features: Mapping[str, Features]) -> Callable[[int], Batch]:
     """The batch of a number: of answers of like length or of prompts of like length, as the stage says."""
     stage, seed = samples.stage, samples.seed
     if stage.buckets:
@@ -259,12 +297,24 @@ def _before(recipe: Recipe, name: str, out: Path) -> Path | None:
 
 def _features(
     model: TrisenseForConditionalGeneration, processor: Processor, samples: Samples, recipe: Recipe, out: Path
-) -> PictureFeatures:
-    sense = cast(Sense, model.senses["image"])
-    assert processor.image
+) -> dict[str, Features]:
+    """By sense, what the frozen encoders make of the samples' media. Raises BadInput for media of another sense."""
     design = recipe.design.model_dump(mode="json")
-    what = {key: design[key] for key in ("vision", "pictures")} | {"sense": design["senses"]["image"]}
-    return picture_features(sense, processor.image, samples.pictures(), out / "features", what)
+    features: dict[str, Features] = {}
+    for name, paths in samples.media().items():
+        reads = processor.image if name == "image" else processor.audio
+        if not paths:
+            continue
+        if reads is None:
+            lacks = "eyes" if name == "image" else "ears, and its recipe names no Whisper (answering.speech)"
+            raise BadInput(f"{samples.source.file}: shows {paths[0]}, and {recipe.name} has no {lacks}")
+        options = design["senses"][name]
+        keys = ("vision", "pictures") if name == "image" else ("audio", "sounds")
+        # A projector is no part of what features are made of.
+        what = {key: design[key] for key in keys} | {"sense": {k: v for k, v in options.items() if k != "projector"}}
+        sense = cast(Sense, model.senses[name])
+        features[name] = frozen_features(sense, reads, paths, out / "features", what)
+    return features
 
 
 @torch.inference_mode()

@@ -12,6 +12,7 @@ from checker import REFUSALS, Checker, pairs
 from PIL import Image as Picture
 
 from trisense.chat import Audio, Image, Text
+from trisense.data.sources import Source
 from trisense.data.world import samples as module
 from trisense.data.world.facts import HELD_OUT, Split
 from trisense.data.world.samples import GROUPS, Group, Sample, samples, write
@@ -111,7 +112,26 @@ def test_written_samples_can_be_looked_at_and_listened_to(tmp_path: Path) -> Non
     assert [record["group"] for record in records] == [*GROUPS, "picture"]
     files = {path.name for path in tmp_path.iterdir()}
     named = {record[key] for record in records for key in ("image", "audio") if key in record}
-    assert files == {*named, "samples.jsonl"}
+    assert files == {*named, "samples.jsonl", "captions.jsonl"}
+    learned = Source.open(tmp_path / "samples.jsonl")
+    assert len(learned) == 7
+    for record, conversation in zip(records, learned, strict=True):
+        asked, answered = conversation.messages
+        assert answered.content == (Text(text=record["answer"]),)
+        assert asked.content[-1] == Text(text=record["question"])
+        shown = {part.type: part for part in asked.content[:-1]}
+        assert {"image": "image" in record, "audio": "audio" in record, "text": "text" in record} == {
+            sense: sense in shown for sense in ("image", "audio", "text")
+        }
+    captions = Source.open(tmp_path / "captions.jsonl")
+    pictured = [record for record in records if "image" in record]
+    assert len(captions) == len(pictured)
+    for record, caption in zip(pictured, captions, strict=True):
+        picture, said = (message.content[0] for message in caption.messages)
+        assert isinstance(picture, Image) and picture.image == str(tmp_path / record["image"])
+        assert isinstance(said, Text)
+        for thing in record["things"]:
+            assert thing["name"] in said.text or thing["name"].isdigit()
     for record in records:
         for sense, key in (("image", "image"), ("audio", "audio"), ("text", "text")):
             assert sense not in record["senses"] or key in record

@@ -13,12 +13,12 @@ from typing import Literal
 import numpy as np
 from PIL import Image as Picture
 
-from trisense.chat import Conversation
+from trisense.chat import Conversation, Image, Message
 from trisense.data.world.contexts import SENSES, Context, make_context, make_utterance
 from trisense.data.world.draw import Box, draw
 from trisense.data.world.facts import HELD_OUT, Split
 from trisense.data.world.questions import QUESTIONS, ask_any, ask_missing_sense
-from trisense.data.world.single import Question
+from trisense.data.world.single import Question, in_words
 from trisense.data.world.speech import SAMPLING_RATE, Voice, speak, voices
 
 Group = Literal["picture", "sound", "text", "two senses", "three senses", "no sense"]
@@ -97,14 +97,16 @@ def _pairs(context: Context) -> set[tuple[str, str]]:
 
 
 def write(out: Path, count: int, seed: int, split: Split = "train") -> None:
-    """Writes `count` samples, the groups in turn, as png and wav files and one `samples.jsonl` that names them.
+    """Writes `count` samples, the groups in turn, as png and wav files and one `samples.jsonl` that names them; and
+    `captions.jsonl`, what every picture shows.
 
-    A line holds the question, its answer, the senses the answer needs, the note, the transcript and the things with
-    their boxes in pixels.
+    A line holds the conversation as `messages`, ready to be learned from (`trisense.data.sources`), and what it is made
+    of: the question, its answer, the senses the answer needs, the note, the transcript and the things with their boxes
+    in pixels.
     """
     out.mkdir(parents=True, exist_ok=True)
     streams = {group: samples(group, count, seed, split) for group in GROUPS}
-    with (out / "samples.jsonl").open("w") as lines:
+    with (out / "samples.jsonl").open("w") as lines, (out / "captions.jsonl").open("w") as captions:
         for number, group in zip(range(count), list(GROUPS) * (count // len(GROUPS) + 1), strict=False):
             sample = next(streams[group])
             record: dict[str, object] = {
@@ -129,4 +131,11 @@ def write(out: Path, count: int, seed: int, split: Split = "train") -> None:
                     file.setsampwidth(2)
                     file.setframerate(SAMPLING_RATE)
                     file.writeframes((sample.sound * 32767).astype("<i2").tobytes())
+            given = {key: [record[key]] if key in record else [] for key in ("image", "audio", "text")}
+            asked = Conversation.ask(sample.question.text, given["image"], given["audio"], map(str, given["text"]))
+            record |= asked.answered(sample.question.answer).to_dict()
             lines.write(json.dumps(record) + "\n")
+            if sample.context.scene:
+                shown = Message(role="user", content=(Image(image=record["image"]),))
+                caption = Conversation(messages=(shown,)).answered(in_words(sample.context.scene))
+                captions.write(json.dumps(caption.to_dict()) + "\n")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import permutations
 
 from trisense.data.world.contexts import Context
-from trisense.data.world.facts import COLOURS, KINDS, NUMBERS, PEOPLE, Thing, place_name
+from trisense.data.world.facts import COLOURS, KINDS, NUMBERS, PEOPLE, Scene, Thing, place_name
 
 NOT_SHOWN = "The picture does not show that."
 NOT_SAID = "The speaker does not say that."
@@ -95,6 +95,11 @@ def _shown_as(thing: Thing) -> str:
     return f"the word {thing.text}" if thing.kind == "word" else thing.name
 
 
+def in_words(scene: Scene) -> str:
+    """All things of a picture, row by row."""
+    return ", ".join(_shown_as(thing) for thing in sorted(scene.things, key=lambda thing: (thing.row, thing.column)))
+
+
 def ask_place(rng: random.Random, c: Context) -> Question | None:
     assert c.scene
     form = rng.choice(("What is at the {}?", "What is in the {}?", "Which thing is at the {}?"))
@@ -109,8 +114,7 @@ def ask_place(rng: random.Random, c: Context) -> Question | None:
 def ask_all(rng: random.Random, c: Context) -> Question | None:
     assert c.scene
     text = rng.choice(("What is in the picture?", "Name the things in the picture.", "Describe the picture."))
-    in_order = sorted(c.scene.things, key=lambda thing: (thing.row, thing.column))
-    return Question(text, ", ".join(_shown_as(thing) for thing in in_order), ("image",), "all")
+    return Question(text, in_words(c.scene), ("image",), "all")
 
 
 def ask_where(rng: random.Random, c: Context) -> Question | None:

@@ -70,6 +70,9 @@ def test_a_model_of_this_package_is_asked_whatever_its_form_and_needs_ears(tmp_p
     config = json.loads((deaf / "processor_config.json").read_text())
     del config["placeholders"]["audio"]
     (deaf / "processor_config.json").write_text(json.dumps({**config, "audio": None}))
+    export = json.loads((deaf / "export.json").read_text())
+    export["parts"] = {name: part for name, part in export["parts"].items() if not name.startswith("audio")}
+    (deaf / "export.json").write_text(json.dumps(export))
     with pytest.raises(BadInput, match="deaf: has no ears; expected Whisper, or a model that hears"):
         open_recogniser(deaf)
 

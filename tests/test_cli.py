@@ -270,6 +270,8 @@ def test_a_recipes_parts_are_counted_below_it(capsys: pytest.CaptureFixture[str]
     assert yaml.safe_load(printed)["design"]["adapter"]["r"] == 32, "the parts are comments"
     (adapter,) = (line for line in printed.splitlines() if line.startswith("# adapter"))
     assert adapter.split()[2] == f"{77_594_624 // 2:,}"
+    (language_model,) = (line for line in printed.splitlines() if line.startswith("# language model"))
+    assert language_model.endswith(f"nf4 ({2 * 3_821_079_552 / 1e6:,.1f} MB in 16 bits)")
     assert main(["recipes", "spark", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["recipe"]["name"] == "spark"

@@ -141,7 +141,11 @@ def serve(model: str, speech: str | None, host: str, port: int) -> None:
 
 @click.command()
 @click.option(
-    "--model", default="openai/whisper-small", show_default=True, metavar="NAME", help="Whisper, a folder or a Hub id."
+    "--model",
+    default="openai/whisper-small",
+    show_default=True,
+    metavar="NAME",
+    help="Whisper, a folder or a Hub id; or spark.",
 )
 @click.option("--language", metavar="CODE", help="Such as en; default: detected.")
 @click.option(

@@ -72,7 +72,7 @@ def recipes(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None
     recipe = read(name, overrides)
     counted = _counted(recipe)
     if as_json:
-        parts = counted and [asdict(part) for part in counted]
+        parts = counted and [{**asdict(part), "in_16_bits": part.in_16_bits} for part in counted]
         return print_json(recipe=recipe.model_dump(mode="json"), parts=parts)
     import yaml
 
@@ -81,7 +81,8 @@ def recipes(name: str | None, overrides: tuple[str, ...], as_json: bool) -> None
         click.echo("# parameters and bytes of its parts: pip install 'trisense[train]'")
         return
     for part in counted:
-        click.echo(f"# {part.name:<16}{part.parameters:>15,}{part.size / 1e6:>10,.1f} MB  {part.kept}")
+        whole = f" ({part.in_16_bits / 1e6:,.1f} MB in 16 bits)" if part.kept == "nf4" else ""
+        click.echo(f"# {part.name:<16}{part.parameters:>15,}{part.size / 1e6:>10,.1f} MB  {part.kept}{whole}")
     click.echo(f"# {'all':<16}{'':>15}{_bytes(counted) / 1e6:>10,.1f} MB  and what a batch takes")
 
 

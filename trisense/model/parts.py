@@ -37,6 +37,11 @@ class Part:
     size: int
     kept: str
 
+    @property
+    def in_16_bits(self) -> int:
+        """The bytes that it would take in 16 bits, as a language model does that is not quantised."""
+        return 2 * self.parameters
+
 
 def count_parts(design: Design, optimizer: Optimizer = "adamw") -> list[Part]:
     """Encoders and projectors of the senses, language model, adapter, gradients, optimiser.

@@ -1,0 +1,84 @@
+"""The five designs on spark's own frozen parts learn the small world, each through its own features and projector."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from trisense.assistant.assistant import Assistant
+from trisense.chat import Conversation, Image, Message
+from trisense.data.answers import prepared
+from trisense.data.world.samples import Sample, samples
+from trisense.data.world.single import in_words
+from trisense.engines import PACKAGED
+from trisense.engines.local import LocalEngine
+from trisense.model.checkpoint import load_model
+from trisense.recipe import FileStage, names, read
+from trisense.train.files import train_stage
+
+TWINS = [name for name in names() if "@" in name]
+SHORT = {"steps": 350, "batch_size": 12, "warmup_steps": 20, "lr": 3e-3, "log_every": 50, "evaluate_every": 350}
+
+
+def pictures(split: str, count: int, seed: int) -> list[Sample]:
+    """Questions about a picture alone."""
+    found = (sample for sample in samples("picture", 9 * count, seed, split) if sample.sound is None)  # pyright: ignore
+    return list(islice((sample for sample in found if sample.context.note is None), count))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pictures of the world with their captions, and with questions about them."""
+    folder = tmp_path_factory.mktemp("world")
+    files = {"caption": folder / "captions.jsonl", "instruct": folder / "questions.jsonl"}
+    lines: dict[str, list[str]] = {"caption": [], "instruct": []}
+    for number, sample in enumerate(pictures("train", 1200, 3)):
+        assert sample.picture and sample.context.scene
+        sample.picture.save(folder / f"{number}.png")
+        shown = Conversation(messages=(Message(role="user", content=(Image(image=f"{number}.png"),)),))
+        asked = Conversation.ask(sample.question.text, images=[f"{number}.png"]).answered(sample.question.answer)
+        lines["caption"].append(json.dumps(shown.answered(in_words(sample.context.scene)).to_dict()))
+        lines["instruct"].append(json.dumps(asked.to_dict()))
+    for learns, file in files.items():
+        file.write_text("\n".join(lines[learns]))
+    return files
+
+
+def right(assistant: Assistant, questions: list[Sample], stage: FileStage) -> int:
+    """Answers that are exact, as the design prepares them."""
+    said = [assistant.answer(sample.conversation, max_new_tokens=24).text.strip() for sample in questions]
+    truth = [prepared(sample.question.answer, stage.answers) for sample in questions]
+    return sum(a == b for a, b in zip(said, truth, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", TWINS)
+def test_a_twin_learns_to_see_through_its_projector(name: str, data: dict[str, Path], tmp_path: Path):
+    overrides = [f"stages.{stage}.{key}={value}" for stage in read(name).stages for key, value in SHORT.items()]
+    overrides += [f"stages.{stage}.buckets=null" for stage in read(name).stages]
+    twin = read(name, overrides)
+    for stage, options in twin.stages.items():
+        assert isinstance(options, FileStage)
+        trained = train_stage(twin, stage, data[options.learns], tmp_path, device="cpu")
+    engine = LocalEngine(trained, "cpu")
+    spark = load_model(PACKAGED, torch.float32)
+    for ours, theirs in ((engine.model.language_model, spark.language_model), (engine.model.senses, spark.senses)):
+        now = {key.replace(".base_layer", ""): value for key, value in ours.named_parameters()}
+        frozen = {
+            key: value for key, value in theirs.named_parameters() if "projector" not in key and "audio" not in key
+        }
+        assert all(torch.equal(now[key], value) for key, value in frozen.items()), "spark's parts are what they were"
+    questions, stage = pictures("test", 120, 9), twin.stages["instruct"]
+    assert isinstance(stage, FileStage)
+    seen = right(Assistant(engine, engine.answering), questions, stage)
+    torch.manual_seed(0)
+    for module in engine.model.senses["image"].projector.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
+            module.reset_parameters()
+    blind = right(Assistant(engine, engine.answering), questions, stage)
+    assert seen > 1.25 * blind and seen >= blind + 8, f"{seen} of {len(questions)}, with a new projector {blind}"

@@ -24,6 +24,9 @@ from trisense.preprocess import AudioProcessor, ImageProcessor
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Optimizer = Literal["adamw", "adamw8bit"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+# The parts of a model that may have a learning rate of their own.
+PartName = Literal["encoder", "projector", "adapter", "language_model"]
 
 
 class _Options(BaseModel):
@@ -151,16 +154,49 @@ class Answering(_Options):
     speech: Speech | None = None
 
 
+class OneCycle(_Options):
+    """The one-cycle policy (Smith 2018, arXiv:1803.09820), by the names and with the defaults of torch's `OneCycleLR`.
+
+    The rate rises from `lr / div_factor` to `lr` in the share `pct_start` of the steps and falls to
+    `lr / div_factor / final_div_factor`; with `three_phase` it first falls to where it began, in as many steps as it
+    rose. cycle_momentum: the first of Adam's betas falls from `max_momentum` to `base_momentum` while the rate rises,
+    and goes back; `betas` says the second alone then.
+    """
+
+    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    anneal_strategy: Literal["cos", "linear"] = "cos"
+    div_factor: Annotated[float, Field(ge=1)] = 25.0
+    final_div_factor: Annotated[float, Field(ge=1)] = 1e4
+    three_phase: bool = False
+    cycle_momentum: bool = True
+    base_momentum: Beta = 0.85
+    max_momentum: Beta = 0.95
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> OneCycle:
+        if self.three_phase and self.pct_start > 0.5:
+            raise ValueError(f"pct_start: {self.pct_start:g} twice is more than all; three_phase takes 0.5 at most")
+        return self
+
+
 class Stage(_Options):
-    """One stage of training: what every kind of it has. steps count batches of `batch_size` x `accumulate`."""
+    """One stage of training: what every kind of it has. steps count batches of `batch_size` x `accumulate`.
+
+    lrs: learning rates of parts, in place of `lr`; they follow its schedule. warmup_steps: of every schedule but
+    `one-cycle`, whose rise is one. betas, eps: of Adam.
+    """
 
     steps: Positive
     batch_size: Positive = 32
     accumulate: Positive = 1
     lr: Rate = 1e-3
+    lrs: dict[PartName, Rate] = {}
     warmup_steps: int = 200
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "one-cycle"] = "cosine"
+    one_cycle: OneCycle = OneCycle()
     optimizer: Optimizer = "adamw"
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    eps: Rate = 1e-8
     weight_decay: float = 0.01
     clip: Rate = 1.0
     precision: Literal["float32", "bf16"] = "float32"
@@ -191,8 +227,10 @@ class FileStage(Stage):
     projectors with it.
 
     data: what the published run learned from. layout: in place of the design's. turns: each question with its answer
-    is a sample of its own. projector_lr: default `lr`. label_smoothing: share of a target's probability that is spread
-    over all tokens.
+    is a sample of its own. rounds: the samples are split into so many disjoint subsets; one after the other is learned
+    from for its share of the steps, each with the schedule from its beginning, going on from what the one before has
+    trained (`ft35`, `eden`; warm restarts: Loshchilov & Hutter 2017, arXiv:1608.03983). label_smoothing: share of a
+    target's probability that is spread over all tokens.
     """
 
     learns: Literal["caption", "instruct"]
@@ -207,18 +245,56 @@ class FileStage(Stage):
     turns: bool = True
     buckets: Annotated[dict[Positive, Positive], Field(min_length=1)] | None = None
     scheduled_sampling: ScheduledSampling | None = None
-    projector_lr: Rate | None = None
+    rounds: Positive = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gradient_checkpointing: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _projector_lr(cls, values: Any) -> Any:
+        """Recipes saved before there was `lrs` had the projectors' rate under a key of its own."""
+        if not isinstance(values, dict) or "projector_lr" not in values:
+            return values
+        values = dict(values)
+        rate, lrs = values.pop("projector_lr"), values.get("lrs") or {}
+        if rate is not None:
+            if not isinstance(lrs, dict) or lrs.get("projector", rate) != rate:
+                raise ValueError("projector_lr: an older name of lrs.projector, which is given too; leave it out")
+            values["lrs"] = {**lrs, "projector": rate}
+        return values
+
+    @model_validator(mode="after")
+    def _rounds_have_steps(self) -> FileStage:
+        each, warming = self.steps // self.rounds, 0 if self.schedule == "one-cycle" else self.warmup_steps
+        if self.rounds > 1 and each <= warming:
+            raise ValueError(f"rounds: {self.rounds} of {each} steps, of which warmup_steps takes {warming}")
+        return self
+
+
+class LanguageStage(Stage):
+    """On plain text: `language` trains the design's tokenizer and its language model from nothing.
+
+    data: what the published run learned from. block_size: tokens of a window of the packed text. held_back: share of
+    the windows, at the end of the text, that is evaluated with and never learned.
+    """
+
+    learns: Literal["language"]
+    data: str = ""
+    block_size: Positive = 128
+    held_back: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+    @property
+    def learned_from(self) -> str:
+        return self.data or "plain text"
 
 
 # Which class a stage is, by what it learns.
 STAGES: dict[str, type[Stage]] = {
     learns: kind
-    for kind in (WarmupStage, WorldStage, FileStage)
+    for kind in (WarmupStage, WorldStage, FileStage, LanguageStage)
     for learns in get_args(kind.model_fields["learns"].annotation)
 }
-AnyStage = Annotated[WarmupStage | WorldStage | FileStage, Field(discriminator="learns")]
+AnyStage = Annotated[WarmupStage | WorldStage | FileStage | LanguageStage, Field(discriminator="learns")]
 
 
 class Recipe(_Options):

@@ -82,7 +82,7 @@ def recipe(name: str, parts: Path, *overrides: str) -> Recipe:
     for stage in read(name).stages:
         changes += [f"stages.{stage}.{key}={value}" for key, value in short.items()]
     if name == "tinyclip-phi2":
-        changes.append("stages.instruct.projector_lr=1e-2")
+        changes.append("stages.instruct.lrs.projector=1e-2")
     return read(name, [*changes, *overrides])
 
 

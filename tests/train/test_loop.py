@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -19,8 +17,8 @@ from toy import Toy, batch_at, evaluate, joined_at, stage, toy
 
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
-from trisense.recipe import FileStage
-from trisense.train.loop import CHECKPOINT, learning_rate, parameter_groups, train
+from trisense.train.loop import CHECKPOINT, train
+from trisense.train.optim import learning_rate
 
 SCRIPT = Path(__file__).with_name("toy.py")
 
@@ -119,29 +117,6 @@ def test_half_precision_is_a_stage_s_own_and_parameters_stay_float32(tmp_path: P
     assert {parameter.dtype for parameter in half.parameters()} == {torch.float32}
 
 
-def test_matrices_decay_and_vectors_do_not() -> None:
-    model = toy()
-    model.spare.requires_grad_(False)
-    matrices, vectors = parameter_groups(model, stage(weight_decay=0.1))
-    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
-    assert {id(p) for p in matrices["params"]} == {id(part.weight) for part in (model.first, model.extra, model.last)}
-    assert {id(p) for p in vectors["params"]} == {id(part.bias) for part in (model.first, model.extra, model.last)}
-
-
-def test_projectors_have_a_rate_of_their_own() -> None:
-    model = torch.nn.ModuleDict({"projector": torch.nn.Linear(2, 2), "adapter": torch.nn.Linear(2, 2)})
-    outer = torch.nn.ModuleDict({"sense": model})
-    instruct = FileStage(learns="instruct", steps=1, lr=1e-6, projector_lr=1e-5, weight_decay=0.1)
-    groups = parameter_groups(outer, instruct)
-    found = {id(p): (group.get("lr", instruct.lr), group["weight_decay"]) for group in groups for p in group["params"]}
-    assert found == {
-        id(model["projector"].weight): (1e-5, 0.1),
-        id(model["projector"].bias): (1e-5, 0.0),
-        id(model["adapter"].weight): (1e-6, 0.1),
-        id(model["adapter"].bias): (1e-6, 0.0),
-    }
-
-
 def test_adam_in_8_bits_learns_and_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes", reason="bitsandbytes has no wheel for this machine")
     options = {"steps": 40, "save_every": 10, "evaluate_every": 40, "lr": 0.01, "optimizer": "adamw8bit"}
@@ -158,20 +133,6 @@ def test_adam_in_8_bits_learns_and_goes_on_as_if_it_had_not_been_stopped(tmp_pat
 def test_nothing_to_learn_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="nothing learns"):
         run(tmp_path, model=toy().requires_grad_(False))
-
-
-def test_the_learning_rate_warms_up_and_goes_down() -> None:
-    options = {"steps": 110, "warmup_steps": 10}
-    for schedule in ("cosine", "linear", "constant"):
-        at = [learning_rate(stage(schedule=schedule, **options), step) for step in range(111)]
-        assert at[:11] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
-        middle, end = {"cosine": (0.505, 0.01), "linear": (0.505, 0.01), "constant": (1.0, 1.0)}[schedule]
-        assert at[60] == pytest.approx(middle)
-        assert at[110] == pytest.approx(end)
-        assert all(a >= b for a, b in pairwise(at[10:])), "never up again"
-    quarter = learning_rate(stage(schedule="cosine", **options), 35)
-    assert quarter == pytest.approx(0.01 + 0.99 * (1 + math.sqrt(0.5)) / 2)
-    assert learning_rate(stage(warmup_steps=0), 0) == 1.0
 
 
 def test_log_and_tensorboard_hold_the_same_curve(whole: tuple[Path, Toy]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import pickle
 import signal
@@ -23,56 +22,14 @@ from tqdm import tqdm
 
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
-from trisense.recipe import FileStage, Stage
+from trisense.recipe import Stage
+from trisense.train.optim import Schedule, make_optimizer
 
 CHECKPOINT = "checkpoint.pt"
-BETAS = (0.9, 0.98)
 # What may differ between a run and its continuation: it changes when something is written, not what is learned.
 FREE = ("log_every", "evaluate_every", "save_every")
 
 Model = TypeVar("Model", bound=nn.Module)
-
-
-def learning_rate(stage: Stage, step: int) -> float:
-    """The factor on `stage.lr` at a step, counted from 0: linear warm-up to 1, then `cosine` or `linear` down to 1 %
-    at the last step, or `constant`."""
-    if step < stage.warmup_steps:
-        return (step + 1) / stage.warmup_steps
-    done = (step - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
-    if stage.schedule == "cosine":
-        return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
-    return 0.01 + 0.99 * (1 - done) if stage.schedule == "linear" else 1.0
-
-
-def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
-    """What learns, in groups: matrices decay, vectors (norms, biases) do not; projectors have a rate of their own where
-    the stage says so."""
-    learning = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not learning:
-        raise BadInput("nothing learns: every parameter of this stage is frozen")
-    own = isinstance(stage, FileStage) and stage.projector_lr is not None
-    groups: list[dict[str, Any]] = []
-    for projectors in (False, True) if own else (None,):
-        chosen = [p for name, p in learning if projectors is None or (".projector." in name) == projectors]
-        lr = {"lr": stage.projector_lr} if isinstance(stage, FileStage) and projectors else {}
-        groups.append({"params": [p for p in chosen if p.dim() > 1], "weight_decay": stage.weight_decay, **lr})
-        groups.append({"params": [p for p in chosen if p.dim() < 2], "weight_decay": 0.0, **lr})
-    return groups
-
-
-def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), its moments in float32 or, as `tinyclip-phi2` keeps them, in 8 bits (Dettmers
-    et al. 2022, arXiv:2110.02861). Raises BadInput where bitsandbytes, which has the latter, is not installed."""
-    groups = parameter_groups(model, stage)
-    if stage.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=stage.lr, betas=BETAS)
-    try:
-        from bitsandbytes.optim.adamw import AdamW8bit
-    except ModuleNotFoundError:
-        raise BadInput(
-            "optimizer: adamw8bit needs bitsandbytes: pip install 'trisense[qlora]', or give adamw"
-        ) from None
-    return AdamW8bit(groups, lr=stage.lr, betas=BETAS)
 
 
 def train(
@@ -113,7 +70,7 @@ def train(
     uneven = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[uneven])
     optimizer = make_optimizer(model, stage)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(stage, step))
+    scheduler = Schedule(optimizer, stage)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     # Losses since the last line of the log.
     window: list[torch.Tensor] = []

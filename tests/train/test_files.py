@@ -24,7 +24,7 @@ from trisense.model.pretrained import load_design, load_processor
 from trisense.model.trained import load_trained, put_trained, read_recipe, staged
 from trisense.prompt import featured
 from trisense.recipe import FileStage, Recipe, ScheduledSampling, read
-from trisense.train.files import Learner, Samples, media_in, train_stage
+from trisense.train.files import Learner, Samples, get_ready, media_in, train_stage
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
 
@@ -278,3 +278,69 @@ def test_what_does_not_fit_is_one_line_that_names_it(
     with pytest.raises(BadInput, match=r"train the stage align into .* first, or name trained parts with --after"):
         train_stage(recipe("jnana", parts), "instruct", data["instruct"], tmp_path / "out", device="cpu")
     assert "nowhere.json: cannot be read" in refusal(file=Path("nowhere.json"))
+
+
+@pytest.mark.parametrize("buckets", ["null", "{64: 4}"])
+def test_rounds_learn_from_disjoint_subsets_that_together_are_the_pool(
+    buckets: str, parts: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """By what the model is really fed: which samples, in the steps of which round."""
+    rounds = ["rounds=3", "steps=12", "accumulate=2", "batch_size=4", f"buckets={buckets}", "warmup_steps=1"]
+    tiny = recipe("eden", parts, *(f"stages.instruct.{option}" for option in rounds))
+    ready = get_ready(tiny, "instruct", data["instruct"], tmp_path, device="cpu")
+    fed: list[list[int]] = []
+    real = Samples.prompt
+
+    def watched(self: Samples, index: int, *rest: Any) -> Any:
+        fed[-1].append(index)
+        return real(self, index, *rest)
+
+    monkeypatch.setattr(Samples, "prompt", watched)
+    numbers = range(12 * 2)
+    for _ in range(3):
+        fed.append([])
+        first = len(fed) - 1
+        for number in numbers[first * 8 : (first + 1) * 8]:
+            ready.batch_at(number)
+    pool = set(ready.samples.pool)
+    assert set().union(*fed) == pool
+    assert sum(len(set(one)) for one in fed) == len(pool) == 44, "no sample in two rounds"
+    for round_ in fed:
+        epoch = len(set(round_))
+        assert epoch in (14, 15)
+        assert len(set(round_[:epoch])) == epoch, "once before any comes again"
+    assert sorted(one for part in ready.samples.rounds() for one in part.pool) == ready.samples.pool
+    for part in ready.samples.rounds():
+        assert sorted(part.learned(n) for n in range(len(part.pool))) == part.pool
+    batches = [ready.batch_at(number).inputs["input_ids"] for number in (9, 8, 23)]
+    again = get_ready(tiny, "instruct", data["instruct"], tmp_path, device="cpu")
+    assert all(torch.equal(again.batch_at(n).inputs["input_ids"], b) for n, b in zip((9, 8, 23), batches, strict=True))
+
+
+def test_a_stage_in_rounds_goes_on_within_one_and_ends_the_same(parts: Path, data: dict[str, Path], tmp_path: Path):
+    options = ["rounds=2", "steps=8", "save_every=1", "log_every=1", "warmup_steps=1"]
+    tiny = recipe("eden", parts, *(f"stages.instruct.{option}" for option in options))
+    whole = train_stage(tiny, "instruct", data["instruct"], tmp_path / "whole", device="cpu")
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "whole/instruct/log.jsonl").open() if '"lr"' in line]
+    assert rates[:3] == rates[4:7] and rates[3] == 1e-2 > rates[2], "a warm restart after the fourth step"
+    real = Learner.forward
+
+    def broken(self: Learner, **inputs: Any) -> Any:
+        if self.training and torch.is_grad_enabled():
+            steps.append(0)
+            if len(steps) == 6:
+                raise OSError("disk gone")
+        return real(self, **inputs)
+
+    steps: list[int] = []
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="disk gone"):
+        patch.setattr(Learner, "forward", broken)
+        train_stage(tiny, "instruct", data["instruct"], tmp_path / "stopped", device="cpu")
+    assert torch.load(tmp_path / "stopped/instruct/checkpoint.pt", weights_only=True)["step"] == 5, "in round two"
+    again = train_stage(tiny, "instruct", data["instruct"], tmp_path / "stopped", device="cpu")
+    for file in ("projector/image.safetensors", "adapter/adapter_model.safetensors"):
+        assert (whole / file).read_bytes() == (again / file).read_bytes()
+    assert losses(tmp_path / "whole/instruct") == losses(tmp_path / "stopped/instruct")
+    with pytest.raises(BadInput, match="rounds: 50, but only 44 samples to learn from"):
+        many = recipe("eden", parts, "stages.instruct.rounds=50", "stages.instruct.steps=200")
+        train_stage(many, "instruct", data["instruct"], tmp_path / "many", device="cpu")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
@@ -29,7 +30,8 @@ from trisense.model.trained import has_adapter, put_trained, save_trained, stage
 from trisense.prompt import Processor, Prompt, featured
 from trisense.recipe import FileStage, Recipe, ScheduledSampling
 from trisense.tokens import TextTokenizer
-from trisense.train.loop import CHECKPOINT, same_run, train
+from trisense.train.loop import CHECKPOINT, processes, same_run, train
+from trisense.train.optim import round_starts
 
 # One sample in so many, but at most HELD_BACK, is kept from training, to evaluate with.
 ONE_IN = 10
@@ -53,9 +55,52 @@ def train_stage(
     media: the folder of the pictures that the file names. after: trained parts to begin with; default: those of the
     recipe's stage before, in the same `out`. device: `auto` or `cpu`. The same call goes on where one was stopped.
     Raises BadInput for a stage that learns from something else, a stage before that was not trained, a file without
-    samples, a folder that began with another file or design, and whatever `load_design`, `put_trained` and `train`
-    refuse.
+    samples or with fewer than rounds, a folder that began with another file or design, and whatever `load_design`,
+    `put_trained` and `train` refuse.
     """
+    ready = get_ready(recipe, name, data, out, media=media, after=after, device=device, seed=seed)
+    stage, held, processor = ready.samples.stage, ready.held, ready.processor
+    same_run(out / name / "run.json", ready.run, compared=())
+    train(
+        ready.learner,
+        ready.batch_at,
+        stage,
+        out / name,
+        device=device,
+        seed=seed,
+        evaluate=lambda m: held_back_loss(m, held, stage.batch_size),
+        sample=lambda m: _shown(m, held[:2], processor),
+    )
+    trained = out / name / TRAINED
+    save_trained(ready.learner.model, recipe, name, trained)
+    return trained
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A stage before its first step. held: the samples to evaluate with. run: what a run of it remembers."""
+
+    learner: Learner
+    batch_at: Callable[[int], Batch]
+    samples: Samples
+    held: list[Prompt]
+    processor: Processor
+    run: dict[str, Any]
+
+
+def get_ready(
+    recipe: Recipe,
+    name: str,
+    data: Path,
+    out: Path,
+    *,
+    media: Path | None = None,
+    after: Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Ready:
+    """Everything that `train_stage` trains with, by the same arguments; of `out` nothing changes but the features of
+    the pictures. Raises BadInput as `train_stage`."""
     stage = _stage(recipe, name)
     after = after or _before(recipe, name, out)
     source = Source.open(data, media, stage.turns)
@@ -77,24 +122,12 @@ def train_stage(
         heard = transcripts(media_in(source)["audio"], recipe.answering.speech, device, out)
     samples = Samples.of(source, stage, processor.tokenizer, seed, heard)
     run = {"data": sha256(data.read_bytes()).hexdigest(), "design": design.model_dump(mode="json")}
-    begun = (out / name / CHECKPOINT).exists()
-    same_run(out / name / "run.json", run, compared=("data", "design") if begun else ())
+    if (out / name / CHECKPOINT).exists():
+        same_run(out / name / "run.json", run, compared=run)
     features = _features(model, processor, samples, recipe, out)
     learner = Learner(model, stage.label_smoothing, stage.scheduled_sampling)
     held = [samples.prompt(index, processor, features) for index in samples.held]
-    train(
-        learner,
-        _batches(samples, processor, features),
-        stage,
-        out / name,
-        device=device,
-        seed=seed,
-        evaluate=lambda m: held_back_loss(m, held, stage.batch_size),
-        sample=lambda m: _shown(m, held[:2], processor),
-    )
-    trained = out / name / TRAINED
-    save_trained(model, recipe, name, trained)
-    return trained
+    return Ready(learner, _batches(samples, processor, features), samples, held, processor, run)
 
 
 class Learner(nn.Module):
@@ -197,6 +230,20 @@ class Samples:
             self._order = turn, np.random.default_rng((self.seed, turn)).permutation(len(self.pool))
         return self.pool[self._order[1][place]]
 
+    def rounds(self) -> list[Samples]:
+        """What each round of the stage learns from: disjoint subsets of the pool, as large as each other or one larger.
+
+        Raises BadInput for more rounds than samples.
+        """
+        count = self.stage.rounds
+        if count == 1:
+            return [self]
+        if count > len(self.pool):
+            raise BadInput(f"{self.source.file}: rounds: {count}, but only {len(self.pool)} samples to learn from")
+        drawn = list(self.pool)
+        random.Random(f"{self.seed}/rounds").shuffle(drawn)
+        return [replace(self, pool=sorted(drawn[number::count]), _order=None) for number in range(count)]
+
     def conversation(self, index: int) -> Conversation:
         prepared = _prepared(self.source, index, self.stage, self.transcripts)
         assert prepared is not None
@@ -261,24 +308,34 @@ def _longest_answer(conversation: Conversation, tokenizer: TextTokenizer) -> int
 
 
 def _batches(samples: Samples, processor: Processor, features: Mapping[str, Features]) -> Callable[[int], Batch]:
-    """The batch of a number: of answers of like length or of prompts of like length, as the stage says."""
-    stage, seed = samples.stage, samples.seed
-    if stage.buckets:
-        lengths = {index: samples.lengths[index] for index in samples.pool}
-        batch_at = by_answer(lambda i: samples.prompt(i, processor, features), lengths, stage.buckets, seed)
-    else:
-        batch_at = like_length(
-            lambda n: samples.prompt(samples.learned(n), processor, features), stage.batch_size, seed
-        )
+    """The batch of a number, in the round that has it: of answers of like length or of prompts of like length, as the
+    stage says. A round counts its batches from 0 again, and begins with a step."""
+    stage = samples.stage
+    width = stage.accumulate * processes()
+    parts = [_batches_of(part, processor, features) for part in samples.rounds()]
+    starts = [start * width for start in round_starts(stage)]
+
+    def batch_at(number: int) -> Batch:
+        turn = bisect_right(starts, number) - 1
+        return parts[turn](number - starts[turn])
+
     if stage.scheduled_sampling is None:
         return batch_at
-    begins = round(stage.scheduled_sampling.after * stage.steps) * stage.accumulate
+    begins = round(stage.scheduled_sampling.after * stage.steps) * width
 
     def marked(number: int) -> Batch:
         batch = batch_at(number)
         return Batch({**batch.inputs, "own_words": torch.tensor(number >= begins)}, batch.items)
 
     return marked
+
+
+def _batches_of(samples: Samples, processor: Processor, features: Mapping[str, Features]) -> Callable[[int], Batch]:
+    stage, seed = samples.stage, samples.seed
+    if stage.buckets:
+        lengths = {index: samples.lengths[index] for index in samples.pool}
+        return by_answer(lambda i: samples.prompt(i, processor, features), lengths, stage.buckets, seed)
+    return like_length(lambda n: samples.prompt(samples.learned(n), processor, features), stage.batch_size, seed)
 
 
 def _before(recipe: Recipe, name: str, out: Path) -> Path | None:

@@ -148,6 +148,11 @@ def train(
     return model.eval()
 
 
+def processes() -> int:
+    """How many train together, as `torchrun` and its like say, before the loop has joined them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def same_run(card: Path, run: Mapping[str, Any], compared: Iterable[str]) -> None:
     """Keeps in the file `card` what the checkpoints of a run do not hold.
 

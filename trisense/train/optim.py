@@ -115,7 +115,8 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
             known = ", ".join(sorted(str(one) for one in parts if one)) or "none of the parts"
             raise BadInput(f"lrs.{part}: nothing of that part learns in this stage, but {known}")
     groups: list[dict[str, Any]] = []
-    for own in (None, *(part for part in PARTS if part in stage.lrs)):
+    owners: list[PartName | None] = [None, *(part for part in PARTS if part in stage.lrs)]
+    for own in owners:
         chosen = [p for part, p in learning if (part if part in stage.lrs else None) == own]
         lr = {"lr": stage.lrs[own]} if own else {}
         groups.append({"params": [p for p in chosen if p.dim() > 1], "weight_decay": stage.weight_decay, **lr})

@@ -16,7 +16,8 @@ import click
 
 from trisense import __version__
 from trisense.cli.answering import ask, serve, transcribe
-from trisense.cli.making import evaluate, export, import_parts, push, recipes, train, world
+from trisense.cli.making import evaluate, export, import_parts, push, recipes, world
+from trisense.cli.tuning import train
 from trisense.errors import BadInput
 
 

@@ -146,15 +146,17 @@ def train_stage(
     seed: int,
     device: str,
 ) -> None:
-    """Train STAGE of RECIPE on FILE: LLaVA-Instruct, COCO captions, or JSON lines of conversations.
+    """Train STAGE of RECIPE on FILE: LLaVA-Instruct, COCO captions, or JSON lines of conversations; a stage that learns
+    language on text: .txt, .jsonl with `text`, or a folder of such.
 
     \b
     trisense train stage jnana align --data captions_train2017.json --media train2017 --out runs/jnana
     trisense train stage jnana instruct --data llava_instruct_150k.json --media train2017 --out runs/jnana
+    trisense train stage shrunk-phi language --data texts --out runs/shrunk-phi
     """
     need("train", "torch", "transformers", "peft")
     from trisense.recipe import read
-    from trisense.train.files import train_stage as run
+    from trisense.train.stages import train_stage as run
 
     folder = run(read(recipe, overrides), stage, data, out, media=media, after=after, device=device, seed=seed)
     click.echo(f"wrote {folder}")

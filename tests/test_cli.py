@@ -246,7 +246,7 @@ def test_recipes_are_listed_and_printed_with_what_overrides_change(capsys: pytes
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     listed = [line.split()[0] for line in lines if line[0] != " "]
-    assert listed == ["context-gpt", "eden", "ft35", "jnana", "spark", "tinyclip-phi2"]
+    assert listed == ["context-gpt", "eden", "ft35", "jnana", "shrunk-phi", "spark", "tinyclip-phi2"]
     assert lines[lines.index(next(line for line in lines if line.startswith("eden"))) + 1].split(": ") == [
         "              instruct",
         "LLaVA-Instruct-150K with COCO pictures",

@@ -313,6 +313,11 @@ def test_rounds_learn_from_disjoint_subsets_that_together_are_the_pool(
     for part in ready.samples.rounds():
         assert sorted(part.learned(n) for n in range(len(part.pool))) == part.pool
     batches = [ready.batch_at(number).inputs["input_ids"] for number in (9, 8, 23)]
+    with monkeypatch.context() as two:
+        two.setenv("WORLD_SIZE", "2")
+        wide = get_ready(tiny, "instruct", data["instruct"], tmp_path, device="cpu").batch_at
+    apart = [torch.equal(wide(16 + n).inputs["input_ids"], ready.batch_at(8 + n).inputs["input_ids"]) for n in range(4)]
+    assert all(apart), "of two processes a step takes twice as many batches, and a round begins with a step"
     again = get_ready(tiny, "instruct", data["instruct"], tmp_path, device="cpu")
     assert all(torch.equal(again.batch_at(n).inputs["input_ids"], b) for n, b in zip((9, 8, 23), batches, strict=True))
 

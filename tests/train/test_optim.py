@@ -153,6 +153,16 @@ def test_one_cycle_is_torchs(steps: int, options: dict[str, Any]) -> None:
     assert schedule.get_last_lr()[0] == pytest.approx(0.05 * learning_rate(ours, steps - 1)), "and stays there"
 
 
+def test_adam_in_8_bits_takes_the_momentum_that_the_schedule_sets(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes has no wheel for this machine")
+    ends = []
+    for cycling in (True, False):
+        options = {"schedule": "one-cycle", "one_cycle": {"cycle_momentum": cycling}, "optimizer": "adamw8bit"}
+        end = train(toy(width=128), batch_at, stage(**options), tmp_path / str(cycling), device="cpu", seed=7)
+        ends.append(end.last.weight)
+    assert not torch.allclose(*ends, rtol=1e-3), "the same rates, another momentum"
+
+
 def test_a_cycle_that_cannot_be_is_refused() -> None:
     with pytest.raises(BadInput, match=r"pct_start: 0\.6 twice is more than all"):
         read("spark", ["stages.see.one_cycle={three_phase: true, pct_start: 0.6}"])

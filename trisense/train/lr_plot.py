@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -77,20 +77,19 @@ def plot(
     whole.paste(inside.crop(box), box[:2])
 
     known = [(name, rate) for name, rate in marks.items() if rate is not None and rates[0] <= rate <= rates[-1]]
-    for number, ((name, rate), colour) in enumerate(zip(known, MARKS, strict=False)):
-        x, foot = at(rate, low)
-        for y in _dashes(TOP, BOTTOM):
-            canvas.line([(x, FINER * y), (x, min(FINER * (y + 6), foot))], colour, 2 * FINER)
-        words, y = f"{name}: {rate:.1e}", FINER * (TOP + 10 + 24 * number)
-        space = small.getlength(words) + FINER * 8
-        beside = x + FINER * 8 if x + space < FINER * RIGHT else x - space
-        canvas.text((beside, y), words, colour, small, stroke_width=2 * FINER, stroke_fill="white")
+    lines = [at(rate, low)[0] for _, rate in known]
+    for x, colour in zip(lines, MARKS, strict=False):
+        for y in range(TOP, BOTTOM, 11):
+            canvas.line([(x, FINER * y), (x, FINER * min(y + 6, BOTTOM))], colour, 2 * FINER)
+    for number, ((name, rate), x, colour) in enumerate(zip(known, lines, MARKS, strict=False)):
+        words = f"{name}: {rate:.1e}"
+        space = small.getlength(words) + FINER * 16
+        beside = max(line for line in lines if line < x + space)  # no line goes through the words
+        if beside + space > FINER * RIGHT:
+            beside = min(line for line in lines if line > x - space) - space
+        canvas.text((beside + FINER * 8, FINER * (TOP + 10 + 24 * number)), words, colour, small)
     canvas.rectangle(box, outline=INK, width=FINER)
     canvas.text((FINER * SIZE[0] / 2, FINER * 20), title, INK, large, anchor="mt")
     canvas.text((FINER * (LEFT + RIGHT) / 2, FINER * 562), "learning rate", INK, small, anchor="mt")
     canvas.text((FINER * LEFT, FINER * 34), "loss", INK, small, anchor="rt")
     return whole.resize(SIZE, Image.Resampling.LANCZOS)
-
-
-def _dashes(top: int, bottom: int) -> Iterable[int]:
-    return range(top, bottom, 11)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -20,6 +19,7 @@ from trisense.chat import Audio, Conversation, Image, Message, Part, Text
 from trisense.data.answers import prepare
 from trisense.data.batches import Batch, by_answer, collate, like_length
 from trisense.data.features import Features, frozen_features
+from trisense.data.rounds import disjoint, one_after_another
 from trisense.data.sources import Source
 from trisense.data.transcripts import transcripts
 from trisense.errors import BadInput
@@ -231,18 +231,11 @@ class Samples:
         return self.pool[self._order[1][place]]
 
     def rounds(self) -> list[Samples]:
-        """What each round of the stage learns from: disjoint subsets of the pool, as large as each other or one larger.
-
-        Raises BadInput for more rounds than samples.
-        """
-        count = self.stage.rounds
-        if count == 1:
-            return [self]
-        if count > len(self.pool):
-            raise BadInput(f"{self.source.file}: rounds: {count}, but only {len(self.pool)} samples to learn from")
-        drawn = list(self.pool)
-        random.Random(f"{self.seed}/rounds").shuffle(drawn)
-        return [replace(self, pool=sorted(drawn[number::count]), _order=None) for number in range(count)]
+        """What each round of the stage learns from. Raises BadInput for more rounds than samples."""
+        count, pool = self.stage.rounds, self.pool
+        if count > len(pool):
+            raise BadInput(f"{self.source.file}: rounds: {count}, but only {len(pool)} samples to learn from")
+        return [replace(self, pool=part, _order=None) for part in disjoint(pool, count, self.seed)]
 
     def conversation(self, index: int) -> Conversation:
         prepared = _prepared(self.source, index, self.stage, self.transcripts)
@@ -308,17 +301,12 @@ def _longest_answer(conversation: Conversation, tokenizer: TextTokenizer) -> int
 
 
 def _batches(samples: Samples, processor: Processor, features: Mapping[str, Features]) -> Callable[[int], Batch]:
-    """The batch of a number, in the round that has it: of answers of like length or of prompts of like length, as the
-    stage says. A round counts its batches from 0 again, and begins with a step."""
+    """The batch of a number, from the round that has it: of answers of like length or of prompts of like length, as the
+    stage says."""
     stage = samples.stage
     width = stage.accumulate * processes()
-    parts = [_batches_of(part, processor, features) for part in samples.rounds()]
-    starts = [start * width for start in round_starts(stage)]
-
-    def batch_at(number: int) -> Batch:
-        turn = bisect_right(starts, number) - 1
-        return parts[turn](number - starts[turn])
-
+    rounds = [_batches_of(part, processor, features) for part in samples.rounds()]
+    batch_at = one_after_another(rounds, [start * width for start in round_starts(stage)])
     if stage.scheduled_sampling is None:
         return batch_at
     begins = round(stage.scheduled_sampling.after * stage.steps) * width

@@ -99,8 +99,8 @@ def get_ready(
     device: str = "auto",
     seed: int = 0,
 ) -> Ready:
-    """Everything that `train_stage` trains with, by the same arguments; of `out` nothing changes but the features of
-    the pictures. Raises BadInput as `train_stage`."""
+    """Everything that `train_stage` trains with, by the same arguments; of `out` nothing changes but what is made of
+    the media once. Raises BadInput as `train_stage`."""
     stage = _stage(recipe, name)
     after = after or _before(recipe, name, out)
     source = Source.open(data, media, stage.turns)

@@ -147,14 +147,9 @@ def _check_fit(folder: Path, trained: Recipe, stage: str, weights: dict[str, str
     """Raises BadInput where parts of `trained`, after `stage` and beside `weights`, do not belong to `recipe`."""
     theirs, ours = trained.design.model_dump(mode="json"), recipe.design.model_dump(mode="json")
     present = fingerprints(recipe.design)
-    for part in weights.keys() & present.keys():
-        before, now = (design[part]["pretrained"] for design in (theirs, ours))
-        if weights[part] != present[part]:
-            raise BadInput(
-                f"{folder}: trained with design.{part}.pretrained={before} (weights {weights[part][:8]}), now {now} "
-                f"(weights {present[part][:8]}); they do not belong together"
-            )
-        theirs[part] = ours[part]
+    known = sorted(weights.keys() & present.keys())
+    names = {part: tuple(design[part]["pretrained"] for design in (theirs, ours)) for part in known}
+    theirs |= {part: ours[part] for part in known}
     pairs = [(f"design.{key}", theirs[key], ours[key]) for key in FITTING]
     if stage in recipe.stages:
         before, now = (staged(one, stage).layout.model_dump(mode="json") for one in (trained, recipe))
@@ -163,6 +158,12 @@ def _check_fit(folder: Path, trained: Recipe, stage: str, weights: dict[str, str
         if before != now:
             field, before, now = _difference(field, before, now)
             raise BadInput(f"{folder}: trained with {field}={before}, now {now}; they do not belong together")
+    for part, (before, now) in names.items():
+        if weights[part] != present[part]:
+            raise BadInput(
+                f"{folder}: trained with design.{part}.pretrained={before} (weights {weights[part][:8]}), now {now} "
+                f"(weights {present[part][:8]}); they do not belong together"
+            )
 
 
 def plain_name(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from children import TWO, finished
 
 from trisense.cli import main
 from trisense.data.world.feed import Feed
@@ -133,6 +134,21 @@ def test_the_same_command_goes_on_and_then_does_nothing_again(
 
 
 @pytest.mark.slow
+def test_it_runs_under_torchrun_as_it_is(made: Path, tmp_path: Path) -> None:
+    stages = [word for name in small().stages for word in (f"stages.{name}.batch_size=2", f"stages.{name}.steps=2")]
+    shared = ["--bank", str(made / "bank"), "--device", "cpu", *SMALL, *stages]
+    two = finished(*TWO, "-m", "trisense", "train", "spark", "--out", tmp_path / "two", *shared)
+    assert two.stdout.count("wrote ") == 1
+    assert two.stderr.count("2 processes on cpu, gloo, DistributedDataParallel") == len(small().stages)
+    for stage in small().stages:
+        rows = [json.loads(line) for line in (tmp_path / "two" / stage / "log.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+    from transformers import AutoModelForImageTextToText
+
+    AutoModelForImageTextToText.from_pretrained(tmp_path / "two" / "model")
+
+
+@pytest.mark.slow
 def test_a_run_of_other_options_is_refused(made: Path, tmp_path: Path) -> None:
     recipe = json.loads((made / "run.json").read_text())
     assert recipe["world"]["pictures"] == 40, "the resolved recipe stays with the run"
@@ -189,10 +205,9 @@ def test_accuracy_is_what_greedy_decoding_gets_right(made: Path) -> None:
 
     first = next(number for number in numbers if feed.questions(number))
     empty = next(number for number in range(500) if not feed.questions(number))
-    shown = answer_samples(model, processor, feed, [empty, first]).splitlines()
+    (shown,) = answer_samples(model, processor, feed, [empty, first])
     question = feed.questions(first)[0]
-    assert len(shown) == 2
-    assert shown[1].startswith(f"  {question.text} -> ") and shown[1].endswith(f" | {question.answer}")
+    assert (shown.question, shown.truth) == (question.text, question.answer) and shown.said
     assert np.array_equal(features.images[3], frozen_features(model, processor, bank, made / "features.npz").images[3])
     with torch.inference_mode():
         fresh = frozen_features(model, processor, bank, made / "again.npz")

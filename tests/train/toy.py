@@ -1,9 +1,14 @@
-"""A model that learns in milliseconds, and a run of it as a process: `python toy.py OUT [kill_at=STEP] [lr=1e-3]...`"""
+"""A model that learns in milliseconds, and a run of it as a process: `python toy.py OUT [kill_at=STEP] [lr=1e-3]...`
+
+kill_at: it kills itself in that step. full_at: from that step on no file may grow over 8,000 bytes, as if the disk were
+full. parallel: of `train`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +19,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from trisense.data.batches import Batch
+from trisense.errors import BadInput
 from trisense.recipe import WarmupStage
 from trisense.train.loop import train
 
@@ -82,20 +88,35 @@ def evaluate(model: Toy) -> dict[str, float]:
 def main() -> None:
     out, *options = sys.argv[1:]
     given = dict(option.split("=") for option in options)
-    kill_at, dropout = int(given.pop("kill_at", -1)), float(given.pop("dropout", 0))
+    kill_at, full_at = (int(given.pop(name, -1)) for name in ("kill_at", "full_at"))
+    dropout, parallel = float(given.pop("dropout", 0)), given.pop("parallel", "ddp")
 
     class Killed(Toy):
         def after_forward(self) -> None:
             if self.training and self.steps == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self.training and self.steps == full_at:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))
 
-    torch.manual_seed(5)
-    model = train(Killed(dropout), batch_at, stage(**given), Path(out), device="cpu", seed=7)
     rank = os.environ.get("RANK", "0")
+    torch.manual_seed(5 + int(rank))  # what processes begin with differs until they agree
+    model = train(
+        Killed(dropout, width=int(given.pop("width", 8))),
+        batch_at,
+        stage(**given),
+        Path(out),
+        device="cpu",
+        parallel=parallel,
+        seed=7,
+        evaluate=evaluate,
+    )
     torch.save(model.state_dict(), Path(out) / f"final-{rank}.pt")
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     (Path(out) / f"world-{rank}.json").write_text(json.dumps(world))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BadInput as error:
+        sys.exit(f"BadInput: {error}")

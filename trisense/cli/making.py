@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,16 @@ train_device_option = click.option(
     default="auto",
     show_default=True,
     help="auto: a GPU where there is one.",
+)
+parallel_option = click.option(
+    "--parallel",
+    type=click.Choice(["ddp", "fsdp"]),
+    default="ddp",
+    show_default=True,
+    help="How the processes that torchrun starts share the model: a copy in each, or a share in each.",
+)
+tracker_option = click.option(
+    "--tracker", type=click.Choice(["wandb", "mlflow"]), help="Where the curves go besides TensorBoard."
 )
 
 source_argument = click.argument("folder", type=click.Path(path_type=Path))
@@ -109,8 +120,18 @@ def train() -> None:
 @train_device_option
 @seed_option
 @click.option("--bank", type=click.Path(path_type=Path, file_okay=False), help="Folder of drawn and spoken samples.")
+@parallel_option
+@tracker_option
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-def train_spark(out: Path, device: str, seed: int, bank: Path | None, overrides: tuple[str, ...]) -> None:
+def train_spark(
+    out: Path,
+    device: str,
+    seed: int,
+    bank: Path | None,
+    parallel: Literal["ddp", "fsdp"],
+    tracker: str | None,
+    overrides: tuple[str, ...],
+) -> None:
     """Train spark from nothing on the small world. KEY=VALUE changes the recipe. A run that was stopped goes on.
 
     \b
@@ -122,7 +143,7 @@ def train_spark(out: Path, device: str, seed: int, bank: Path | None, overrides:
     need("train", "torch", "transformers", "accelerate", "espeakng_loader")
     from trisense.train.spark import train_spark as run
 
-    click.echo(f"wrote {run(recipe, out, device, seed, bank)}")
+    wrote(run(recipe, out, device, seed, bank, parallel=parallel, tracker=tracker))
 
 
 @train.command("stage")
@@ -135,6 +156,8 @@ def train_spark(out: Path, device: str, seed: int, bank: Path | None, overrides:
 @click.option("--after", type=click.Path(path_type=Path), metavar="FOLDER", help="Trained parts to begin with.")
 @seed_option
 @train_device_option
+@parallel_option
+@tracker_option
 def train_stage(
     recipe: str,
     stage: str,
@@ -145,6 +168,8 @@ def train_stage(
     after: Path | None,
     seed: int,
     device: str,
+    parallel: Literal["ddp", "fsdp"],
+    tracker: str | None,
 ) -> None:
     """Train STAGE of RECIPE on FILE: LLaVA-Instruct, COCO captions, or JSON lines of conversations; a stage that learns
     language on text: .txt, .jsonl with `text`, or a folder of such.
@@ -158,8 +183,14 @@ def train_stage(
     from trisense.recipe import read
     from trisense.train.stages import train_stage as run
 
-    folder = run(read(recipe, overrides), stage, data, out, media=media, after=after, device=device, seed=seed)
-    click.echo(f"wrote {folder}")
+    how = {"device": device, "seed": seed, "parallel": parallel, "tracker": tracker}
+    wrote(run(read(recipe, overrides), stage, data, out, media=media, after=after, **how))
+
+
+def wrote(folder: Path) -> None:
+    """Says so once, however many processes torchrun has started."""
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"wrote {folder}")
 
 
 @click.group()

@@ -11,13 +11,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import yaml
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from trisense.assistant.transcribe import Transcript, with_transcripts
 from trisense.chat import Audio, Conversation, Image, Message, Part, Text
 from trisense.data.answers import prepare
-from trisense.data.batches import Batch, by_answer, collate, like_length
+from trisense.data.batches import Batch, by_answer, like_length
 from trisense.data.features import Features, frozen_features
 from trisense.data.rounds import disjoint, one_after_another
 from trisense.data.sources import Source
@@ -30,8 +31,11 @@ from trisense.model.trained import has_adapter, put_trained, save_trained, stage
 from trisense.prompt import Processor, Prompt, featured
 from trisense.recipe import FileStage, Recipe, ScheduledSampling
 from trisense.tokens import TextTokenizer
-from trisense.train.loop import CHECKPOINT, processes, same_run, train
+from trisense.train.checkpoints import CHECKPOINT, same_run
+from trisense.train.held import held_back_loss, shown_answers
+from trisense.train.loop import train
 from trisense.train.optim import round_starts
+from trisense.train.processes import Parallel, Processes, join_processes
 
 # One sample in so many, but at most HELD_BACK, is kept from training, to evaluate with.
 ONE_IN = 10
@@ -49,30 +53,45 @@ def train_stage(
     after: Path | None = None,
     device: str = "auto",
     seed: int = 0,
+    parallel: Parallel = "ddp",
+    tracker: str | None = None,
 ) -> Path:
     """Trains one stage of a recipe on a file of conversations; the folder of the trained parts, `out/NAME/trained`.
 
     media: the folder of the pictures that the file names. after: trained parts to begin with; default: those of the
-    recipe's stage before, in the same `out`. device: `auto` or `cpu`. The same call goes on where one was stopped.
+    recipe's stage before, in the same `out`. device: `auto` or `cpu`. parallel, tracker: as `train` takes them. The
+    same call goes on where one was stopped. Of several processes the main one computes the features and writes, so
+    `out` has to be one folder for all.
     Raises BadInput for a stage that learns from something else, a stage before that was not trained, a file without
     samples or with fewer than rounds, a folder that began with another file or design, and whatever `load_design`,
     `put_trained` and `train` refuse.
     """
-    ready = get_ready(recipe, name, data, out, media=media, after=after, device=device, seed=seed)
-    stage, held, processor = ready.samples.stage, ready.held, ready.processor
-    same_run(out / name / "run.json", ready.run, compared=())
+    ready = get_ready(recipe, name, data, out, media=media, after=after, device=device, parallel=parallel, seed=seed)
+    stage = ready.samples.stage
+    if ready.processes.main:
+        same_run(out / name / "run.json", ready.run, compared=())
     train(
         ready.learner,
         ready.batch_at,
         stage,
         out / name,
         device=device,
+        parallel=parallel,
         seed=seed,
-        evaluate=lambda m: held_back_loss(m, held, stage.batch_size),
-        sample=lambda m: _shown(m, held[:2], processor),
+        evaluate=lambda m: held_back_loss(m, ready.held, stage.batch_size),
+        sample=lambda m: shown_answers(m, ready),
+        tracker=tracker,
+        about={
+            "recipe": recipe.name,
+            "data": f"{data}: {ready.samples.counts()}",
+            "seed": str(seed),
+            "design": yaml.safe_dump(ready.run["design"], sort_keys=False),
+        },
     )
     trained = out / name / TRAINED
-    save_trained(ready.learner.model, recipe, name, trained)
+    if ready.processes.main:
+        save_trained(ready.learner.model, recipe, name, trained)
+    ready.processes.wait()
     return trained
 
 
@@ -85,6 +104,7 @@ class Ready:
     samples: Samples
     held: list[Prompt]
     processor: Processor
+    processes: Processes
     run: dict[str, Any]
 
 
@@ -97,6 +117,7 @@ def get_ready(
     media: Path | None = None,
     after: Path | None = None,
     device: str = "auto",
+    parallel: Parallel = "ddp",
     seed: int = 0,
 ) -> Ready:
     """Everything that `train_stage` trains with, by the same arguments; of `out` nothing changes but what is made of
@@ -104,10 +125,12 @@ def get_ready(
     stage = _stage(recipe, name)
     after = after or _before(recipe, name, out)
     source = Source.open(data, media, stage.turns)
-    cuda = device == "auto" and torch.cuda.is_available()
+    processes = join_processes(device)
+    on_gpu = processes.device.type == "cuda" and parallel == "ddp"
     torch.manual_seed(seed)
     design = staged(recipe, name)
-    model, processor = load_design(design, "cuda" if cuda else "cpu")
+    model, processor = load_design(design, processes.device if on_gpu else "cpu")
+    model.senses.to(processes.device)
     if after is not None:
         put_trained(model, recipe, after)
     if stage.learns == "instruct" and not has_adapter(model):
@@ -119,15 +142,19 @@ def get_ready(
 
     heard: Mapping[str, Transcript] = {}
     if recipe.audio == "transcript" and recipe.answering.speech:
-        heard = transcripts(media_in(source)["audio"], recipe.answering.speech, device, out)
+        with processes.main_first():
+            heard = transcripts(media_in(source)["audio"], recipe.answering.speech, device, out)
     samples = Samples.of(source, stage, processor.tokenizer, seed, heard)
     run = {"data": sha256(data.read_bytes()).hexdigest(), "design": design.model_dump(mode="json")}
-    if (out / name / CHECKPOINT).exists():
+    begun = (out / name / CHECKPOINT).exists()
+    if begun and processes.main:
         same_run(out / name / "run.json", run, compared=run)
-    features = _features(model, processor, samples, recipe, out)
+    with processes.main_first():
+        features = _features(model, processor, samples, recipe, out)
     learner = Learner(model, stage.label_smoothing, stage.scheduled_sampling)
     held = [samples.prompt(index, processor, features) for index in samples.held]
-    return Ready(learner, _batches(samples, processor, features), samples, held, processor, run)
+    batch_at = _batches(samples, processor, features, processes.world)
+    return Ready(learner, batch_at, samples, held, processor, processes, run)
 
 
 class Learner(nn.Module):
@@ -237,6 +264,10 @@ class Samples:
             raise BadInput(f"{self.source.file}: rounds: {count}, but only {len(pool)} samples to learn from")
         return [replace(self, pool=part, _order=None) for part in disjoint(pool, count, self.seed)]
 
+    def counts(self) -> str:
+        out = len(self.source) - len(self.pool) - len(self.held)
+        return f"{len(self.pool):,} samples learned from, {len(self.held):,} held back, {out:,} left out by the stage"
+
     def conversation(self, index: int) -> Conversation:
         prepared = _prepared(self.source, index, self.stage, self.transcripts)
         assert prepared is not None
@@ -300,11 +331,13 @@ def _longest_answer(conversation: Conversation, tokenizer: TextTokenizer) -> int
     return max((len(tokenizer.plain(text)) for text in texts), default=0)
 
 
-def _batches(samples: Samples, processor: Processor, features: Mapping[str, Features]) -> Callable[[int], Batch]:
+def _batches(
+    samples: Samples, processor: Processor, features: Mapping[str, Features], processes: int = 1
+) -> Callable[[int], Batch]:
     """The batch of a number, from the round that has it: of answers of like length or of prompts of like length, as the
     stage says."""
     stage = samples.stage
-    width = stage.accumulate * processes()
+    width = stage.accumulate * processes
     rounds = [_batches_of(part, processor, features) for part in samples.rounds()]
     batch_at = one_after_another(rounds, [start * width for start in round_starts(stage)])
     if stage.scheduled_sampling is None:
@@ -360,39 +393,3 @@ def _features(
         sense = cast(Sense, model.senses[name])
         features[name] = frozen_features(sense, reads, paths, out / "features", what)
     return features
-
-
-@torch.inference_mode()
-def held_back_loss(learner: Learner, prompts: list[Prompt], size: int) -> dict[str, float]:
-    """Mean loss per token of an answer, and the share of tokens that are the likeliest, on samples held back."""
-    device = next(p for p in learner.parameters() if p.requires_grad).device
-    total, right, count = 0.0, 0, 0
-    for start in range(0, len(prompts), size):
-        batch = collate(prompts[start : start + size]).to(device)
-        out = learner.model(**batch.inputs, num_items_in_batch=1)
-        labels = batch.inputs["labels"][:, 1:]
-        total += float(out.loss)
-        right += int((out.logits.argmax(-1) == labels[labels != -100]).sum())
-        count += batch.items
-    return {"held_loss": total / count, "held_right": right / count}
-
-
-def _shown(learner: Learner, prompts: list[Prompt], processor: Processor) -> str:
-    """Answers to held-back questions beside the truth."""
-    device = next(p for p in learner.parameters() if p.requires_grad).device
-    decode: Callable[[list[int]], str] = processor.tokenizer.decode
-    lines = []
-    for prompt in prompts:
-        length = int(np.flatnonzero(prompt.mask)[0])
-        media = {name: t for name, t in collate([prompt]).to(device).inputs.items() if name.endswith("features")}
-        ids = torch.from_numpy(prompt.ids[None, :length]).to(device)
-        said = learner.model.generate(
-            cast(torch.LongTensor, ids),
-            **media,
-            max_new_tokens=24,
-            do_sample=False,
-            eos_token_id=list(processor.end_ids),
-        )
-        truth = decode(prompt.ids[prompt.mask].tolist())
-        lines.append(f"\n  {decode(said[0, length:].tolist()).strip()} | {truth.strip()}")
-    return "".join(lines)

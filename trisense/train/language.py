@@ -26,7 +26,10 @@ from trisense.model.configuration import sub_config
 from trisense.model.folders import whole_folder
 from trisense.recipe import Design, LanguageStage, Recipe
 from trisense.tokens import TextTokenizer
-from trisense.train.loop import CHECKPOINT, same_run, train
+from trisense.train.checkpoints import CHECKPOINT, same_run
+from trisense.train.loop import train
+from trisense.train.processes import Parallel, join_processes
+from trisense.train.report import Answer
 
 MODEL = "model"
 # The tokenizer learns from so many characters at most.
@@ -40,18 +43,32 @@ SHOWN, SAID = 16, 24
 SPARE, ROWS = 2, 64
 
 
-def train_language(recipe: Recipe, name: str, data: Path, out: Path, *, device: str = "auto", seed: int = 0) -> Path:
+def train_language(
+    recipe: Recipe,
+    name: str,
+    data: Path,
+    out: Path,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    parallel: Parallel = "ddp",
+    tracker: str | None = None,
+) -> Path:
     """Trains one stage of a recipe on plain text; the folder of the language model, `out/NAME/model`, as transformers
     writes it, with its tokenizer. A design can name it as `design.text.pretrained`.
 
-    data: a file or a folder, as `trisense.data.text.text_files` takes it. device: `auto` or `cpu`. The same call goes
-    on where one was stopped. Raises BadInput for a stage that learns from something else, a design whose language model
-    cannot begin from nothing, text that cannot be read or is too short, a folder that began with other text or another
-    design, and whatever `train` refuses.
+    data: a file or a folder, as `trisense.data.text.text_files` takes it. device: `auto` or `cpu`. parallel, tracker:
+    as `train` takes them. The same call goes on where one was stopped. Of several processes the main one makes the
+    tokenizer and packs the text, so `out` has to be one folder for all. Raises BadInput for a stage that learns from
+    something else, a design whose language model cannot begin from nothing, text that cannot be read or is too short, a
+    folder that began with other text or another design, and whatever `train` refuses.
     """
-    ready = get_ready(recipe, name, data, out, seed=seed)
+    processes = join_processes(device)
+    with processes.main_first():
+        ready = get_ready(recipe, name, data, out, seed=seed)
     stage, windows, tokenizer = ready.stage, ready.windows, ready.tokenizer
-    same_run(out / name / "run.json", ready.run, compared=())
+    if processes.main:
+        same_run(out / name / "run.json", ready.run, compared=())
     sizes = byte_lengths(tokenizer, ready.learner.language_model.config.vocab_size)
     train(
         ready.learner,
@@ -59,12 +76,17 @@ def train_language(recipe: Recipe, name: str, data: Path, out: Path, *, device: 
         stage,
         out / name,
         device=device,
+        parallel=parallel,
         seed=seed,
         evaluate=lambda learner: held_back_loss(learner, windows, stage.batch_size, sizes),
         sample=lambda learner: _shown(learner, windows, tokenizer),
+        tracker=tracker,
+        about={"recipe": recipe.name, "data": str(data), "seed": str(seed)},
     )
     folder = out / name / MODEL
-    save_language_model(ready.learner.language_model, tokenizer, folder)
+    if processes.main:
+        save_language_model(ready.learner.language_model, tokenizer, folder)
+    processes.wait()
     return folder
 
 
@@ -204,12 +226,12 @@ def held_back_loss(learner: Language, windows: Windows, size: int, lengths: torc
     return {"held_loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": bits}
 
 
-def _shown(learner: Language, windows: Windows, tokenizer: TextTokenizer) -> str:
+def _shown(learner: Language, windows: Windows, tokenizer: TextTokenizer) -> list[Answer]:
     """How two held-back windows go on by the model, greedily, and by the truth."""
     device = next(learner.parameters()).device
     ids = next(windows.held_batches(2, 2)).inputs["input_ids"]
     shown = min(SHOWN, ids.shape[1] // 2)
-    lines = []
+    answers = []
     for row in ids:
         prompt = row[None, :shown].to(device)
         said = learner.language_model.generate(
@@ -219,8 +241,8 @@ def _shown(learner: Language, windows: Windows, tokenizer: TextTokenizer) -> str
             " ".join(tokenizer.decode(part.tolist()).split())
             for part in (row[:shown], said[0, shown:], row[shown : shown + SAID])
         )
-        lines.append(f"\n  {begun} | {own} | {truth}")
-    return "".join(lines)
+        answers.append(Answer(begun, own, truth))
+    return answers
 
 
 def save_language_model(language_model: Any, tokenizer: TextTokenizer, folder: Path) -> None:

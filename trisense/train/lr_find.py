@@ -20,9 +20,9 @@ from tqdm import tqdm
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
 from trisense.recipe import Stage
-from trisense.train.loop import processes
 from trisense.train.lr_plot import plot
 from trisense.train.optim import make_optimizer
+from trisense.train.processes import launched
 
 # A loss so many times the lowest, and as far above the first as the lowest is below it, has left what can be learned.
 DIVERGED = 4.0
@@ -86,7 +86,7 @@ def range_test(
         raise BadInput(f"--start-lr {start_lr:g}, --end-lr {end_lr:g}: expected two rates above 0, the second higher")
     if steps < 2 * FIRST:
         raise BadInput(f"--steps {steps}: too few to see a fall; expected {2 * FIRST} at least")
-    if processes() > 1:
+    if launched() > 1:
         raise BadInput("the range test runs in one process; start it without torchrun")
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     place = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")

@@ -8,13 +8,12 @@ so the same command continues a run that was stopped.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,7 +31,11 @@ from trisense.prompt import Processor
 from trisense.recipe import Recipe, Stage, WorldStage
 from trisense.tokens import TextTokenizer
 from trisense.train.align import Align, align_accuracy, align_batch
-from trisense.train.loop import same_run, train
+from trisense.train.checkpoints import same_run
+from trisense.train.disk import write_text, write_whole
+from trisense.train.loop import train
+from trisense.train.processes import Parallel, Processes, join_processes
+from trisense.train.report import Answer
 from trisense.train.warmup import (
     Hear,
     See,
@@ -70,47 +73,63 @@ def world_texts(seed: int, count: int) -> Iterator[str]:
             yield question.without_step().answer  # its words stand in the note
 
 
-def train_spark(recipe: Recipe, out: Path, device: str = "auto", seed: int = 0, bank: Path | None = None) -> Path:
+def train_spark(
+    recipe: Recipe,
+    out: Path,
+    device: str = "auto",
+    seed: int = 0,
+    bank: Path | None = None,
+    *,
+    parallel: Parallel = "ddp",
+    tracker: str | None = None,
+) -> Path:
     """Trains the recipe in `out` and returns the folder of the finished model, `out/model`.
 
-    device: `auto` or `cpu`. bank: where the drawn and spoken media are kept; default `out/bank`. Raises BadInput when
-    the bank is too small to learn from, or when the folder holds a run of other options.
+    device: `auto` or `cpu`. bank: where the drawn and spoken media are kept; default `out/bank`. parallel, tracker: as
+    `train` takes them. Of several processes the main one makes the tokenizer, the bank and the features, and the others
+    read them, so `out` has to be one folder for all. Raises BadInput when the bank is too small to learn from, or when
+    the folder holds a run of other options.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    # The stages are compared with their checkpoints.
-    run = {"seed": seed, **recipe.model_dump(mode="json")}
-    same_run(out / "run.json", run, compared=("seed", "design", "world"))
+    processes = join_processes(device)
     tokenizer_file = out / "tokenizer.json"
-    if not tokenizer_file.exists():
-        aside = tokenizer_file.with_suffix(".part")
-        aside.write_text(train_tokenizer(world_texts(seed, TEXTS), recipe.design).to_json())
-        os.replace(aside, tokenizer_file)
+    if processes.main:
+        out.mkdir(parents=True, exist_ok=True)
+        # The stages are compared with their checkpoints.
+        run = {"seed": seed, **recipe.model_dump(mode="json")}
+        same_run(out / "run.json", run, compared=("seed", "design", "world"))
+        if not tokenizer_file.exists():
+            write_text(tokenizer_file, train_tokenizer(world_texts(seed, TEXTS), recipe.design).to_json())
+    processes.wait()
     processor = build_processor(recipe.design, TextTokenizer.from_file(tokenizer_file))
     assert processor.image and processor.audio
-    media = Bank(
-        bank or out / "bank",
-        recipe.world.pictures,
-        recipe.world.utterances,
-        seed,
-        processor.image.height,
-        processor.audio,
-    )
+    with processes.main_first():
+        media = Bank(
+            bank or out / "bank",
+            recipe.world.pictures,
+            recipe.world.utterances,
+            seed,
+            processor.image.height,
+            processor.audio,
+        )
     torch.manual_seed(seed)
     model = build_model(recipe.design, processor)
     hear = Hear(sense_of(model, "audio"), processor.tokenizer.size)
-    run = Run(recipe, processor, media, model, hear, out, device, seed)
+    options = {"device": device, "parallel": parallel, "seed": seed, "tracker": tracker}
+    run = Run(recipe, processor, media, model, hear, out, processes, seed, options)
     steps = {"see": _see, "hear": _hear, "read": _read, "align": _align, "answer": _answer}
     for name, stage in recipe.stages.items():
         steps[stage.learns](run, stage, out / name)
     folder = out / "model"
-    model.save_pretrained(folder)
-    processor.save(folder)
+    if processes.main:
+        model.save_pretrained(folder)
+        processor.save(folder)
+    processes.wait()
     return folder
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage works on. `hear` holds the head that names what is heard, for `align`."""
+    """What every stage works on. `hear` holds the head that names what is heard, for `align`. options: of `train`."""
 
     recipe: Recipe
     processor: Processor
@@ -118,13 +137,25 @@ class Run:
     model: TrisenseForConditionalGeneration
     hear: Hear
     out: Path
-    device: str
+    processes: Processes
     seed: int
+    options: dict[str, Any]
 
     @cached_property
     def features(self) -> Features:
         """Asked for when the encoders have learned what they will."""
-        return frozen_features(self.model, self.processor, self.bank, self.out / "features.npz")
+        with self.processes.main_first():
+            return frozen_features(self.model, self.processor, self.bank, self.out / "features.npz")
+
+    @cached_property
+    def about(self) -> dict[str, str]:
+        """For the card of every stage."""
+        pictures, sounds = len(self.bank.scenes), len(self.bank.utterances)
+        return {
+            "recipe": self.recipe.name,
+            "data": f"the small world: {pictures:,} pictures, {sounds:,} utterances, questions made as they are needed",
+            "seed": str(self.seed),
+        }
 
     @cached_property
     def words(self) -> Words:
@@ -166,8 +197,8 @@ def _see(run: Run, stage: Stage, out: Path) -> None:
         batch_at,
         stage,
         out,
-        device=run.device,
-        seed=run.seed,
+        about=run.about,
+        **run.options,
         evaluate=lambda m: picture_accuracy(m, bank, held, image),
     )
 
@@ -185,8 +216,8 @@ def _hear(run: Run, stage: Stage, out: Path) -> None:
         batch_at,
         stage,
         out,
-        device=run.device,
-        seed=run.seed,
+        about=run.about,
+        **run.options,
         evaluate=lambda m: sound_accuracy(m, bank, held, words),
     )
 
@@ -204,8 +235,8 @@ def _align(run: Run, stage: Stage, out: Path) -> None:
         batch_at,
         stage,
         out,
-        device=run.device,
-        seed=run.seed,
+        about=run.about,
+        **run.options,
         evaluate=lambda m: align_accuracy(m, run.bank, run.features, words, held),
     )
 
@@ -227,7 +258,12 @@ def _answer(run: Run, stage: WorldStage, out: Path) -> None:
 
 
 def _converse(
-    run: Run, learner: Learner, feed: Feed, stage: Stage, out: Path, sample: Callable[[Learner], str] | None = None
+    run: Run,
+    learner: Learner,
+    feed: Feed,
+    stage: Stage,
+    out: Path,
+    sample: Callable[[Learner], list[Answer]] | None = None,
 ) -> None:
     """Trains on the conversations of a feed."""
 
@@ -237,8 +273,8 @@ def _converse(
         like_length(lambda number: feed.prompt(number, run.processor), stage.batch_size, run.seed),
         stage,
         out,
-        device=run.device,
-        seed=run.seed,
+        about=run.about,
+        **run.options,
         evaluate=lambda m: answer_accuracy(m, run.processor, feed, held),
         sample=sample,
     )
@@ -266,14 +302,12 @@ def frozen_features(model: TrisenseForConditionalGeneration, processor: Processo
             real = torch.arange(encoded.shape[1], device=device) < count[:, None]
             audios.append(encoded[real].half().cpu().numpy())
             lengths.append(count.cpu().numpy())
-        aside = path.with_name("features.part.npz")
-        np.savez(
-            aside,
-            images=np.concatenate(images),
-            audios=np.concatenate(audios),
-            offsets=np.concatenate([[0], np.concatenate(lengths).cumsum()]),
-        )
-        os.replace(aside, path)
+        arrays = {
+            "images": np.concatenate(images),
+            "audios": np.concatenate(audios),
+            "offsets": np.concatenate([[0], np.concatenate(lengths).cumsum()]),
+        }
+        write_whole(path, lambda file: np.savez(file, **arrays), sum(array.nbytes for array in arrays.values()))
     stored = np.load(path)
     return Features(stored["images"], stored["audios"], stored["offsets"])
 
@@ -313,10 +347,10 @@ def answer_accuracy(
 
 def answer_samples(
     model: TrisenseForConditionalGeneration, processor: Processor, feed: Feed, numbers: list[int]
-) -> str:
+) -> list[Answer]:
     """Questions of held-back conversations, what the model says and the truth."""
     device = next(model.parameters()).device
-    lines = []
+    answers = []
     for number in numbers:
         prompt = feed.prompt(number, processor)
         questions = feed.questions(number)
@@ -332,5 +366,5 @@ def answer_samples(
         }
         ids = cast(torch.LongTensor, batch.inputs["input_ids"][:, :length].to(device))
         said = model.generate(ids, **media, max_new_tokens=24, do_sample=False)[0, length:]
-        lines.append(f"\n  {question.text} -> {processor.tokenizer.decode(said.tolist()).strip()} | {question.answer}")
-    return "".join(lines)
+        answers.append(Answer(question.text, processor.tokenizer.decode(said.tolist()).strip(), question.answer))
+    return answers

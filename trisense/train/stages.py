@@ -7,6 +7,7 @@ from pathlib import Path
 from trisense.errors import BadInput
 from trisense.recipe import FileStage, LanguageStage, Recipe
 from trisense.train import files, language
+from trisense.train.processes import Parallel
 
 
 def train_stage(
@@ -19,13 +20,28 @@ def train_stage(
     after: Path | None = None,
     device: str = "auto",
     seed: int = 0,
+    parallel: Parallel = "ddp",
+    tracker: str | None = None,
 ) -> Path:
     """The folder of what it has trained: as `trisense.train.files.train_stage`, or of a stage that learns language
     `trisense.train.language.train_language`, which takes neither media nor trained parts. Raises BadInput as they do.
     """
     if _is_language(recipe, name, media, after):
-        return language.train_language(recipe, name, data, out, device=device, seed=seed)
-    return files.train_stage(recipe, name, data, out, media=media, after=after, device=device, seed=seed)
+        return language.train_language(
+            recipe, name, data, out, device=device, seed=seed, parallel=parallel, tracker=tracker
+        )
+    return files.train_stage(
+        recipe,
+        name,
+        data,
+        out,
+        media=media,
+        after=after,
+        device=device,
+        seed=seed,
+        parallel=parallel,
+        tracker=tracker,
+    )
 
 
 def get_ready(

@@ -24,7 +24,9 @@ from trisense.model.pretrained import load_design, load_processor
 from trisense.model.trained import load_trained, put_trained, read_recipe, staged
 from trisense.prompt import featured
 from trisense.recipe import FileStage, Recipe, ScheduledSampling, read
+from trisense.train import files
 from trisense.train.files import Learner, Samples, get_ready, media_in, train_stage
+from trisense.train.processes import Processes
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
 
@@ -280,6 +282,12 @@ def test_what_does_not_fit_is_one_line_that_names_it(
     assert "nowhere.json: cannot be read" in refusal(file=Path("nowhere.json"))
 
 
+class Two(Processes):
+    """The first of two processes, of which the other never waits."""
+
+    def wait(self) -> None: ...
+
+
 @pytest.mark.parametrize("buckets", ["null", "{64: 4}"])
 def test_rounds_learn_from_disjoint_subsets_that_together_are_the_pool(
     buckets: str, parts: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -314,7 +322,7 @@ def test_rounds_learn_from_disjoint_subsets_that_together_are_the_pool(
         assert sorted(part.learned(n) for n in range(len(part.pool))) == part.pool
     batches = [ready.batch_at(number).inputs["input_ids"] for number in (9, 8, 23)]
     with monkeypatch.context() as two:
-        two.setenv("WORLD_SIZE", "2")
+        two.setattr(files, "join_processes", lambda device: Two(0, 2, torch.device("cpu"), "gloo"))
         wide = get_ready(tiny, "instruct", data["instruct"], tmp_path, device="cpu").batch_at
     apart = [torch.equal(wide(16 + n).inputs["input_ids"], ready.batch_at(8 + n).inputs["input_ids"]) for n in range(4)]
     assert all(apart), "of two processes a step takes twice as many batches, and a round begins with a step"

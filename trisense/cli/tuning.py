@@ -14,8 +14,8 @@ from trisense.cli.making import out_option, train, train_device_option
 @click.argument("stage")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE", help="What it learns from.")
-@click.option("--media", type=click.Path(path_type=Path), metavar="FOLDER", help="Of its pictures; default: its own.")
+@click.option("--data", required=True, metavar="FILE", help="What it learns from: a file, folder, pattern or address.")
+@click.option("--media", type=click.Path(path_type=Path), metavar="FOLDER", help="Or zip, of its pictures.")
 @out_option
 @click.option("--after", type=click.Path(path_type=Path), metavar="FOLDER", help="Trained parts to begin with.")
 @click.option("--steps", type=int, default=100, show_default=True, help="Rates to try; more make it surer.")
@@ -27,7 +27,7 @@ def lr_find(
     stage: str,
     recipe: str,
     overrides: tuple[str, ...],
-    data: Path,
+    data: str,
     media: Path | None,
     out: Path,
     after: Path | None,

@@ -129,6 +129,14 @@ def test_every_sample_is_accounted_for(tmp_path: Path):
     )
 
 
+def test_a_name_that_does_not_fit_into_a_line_is_written_so_that_it_does(tmp_path: Path):
+    file = written(tmp_path, conversation(("q", "a"), picture="two\nlines.png"))
+    for look in (lambda: chosen(file), lambda: open_source(file).check_media()):
+        with pytest.raises(BadInput) as refused:
+            look()
+        assert "two\\nlines.png" in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_no_more_damaged_rows_than_allowed(tmp_path: Path):
     file = written(tmp_path, *(conversation(("q", "a"), picture=f"{number}.png") for number in range(4)))
     with pytest.raises(

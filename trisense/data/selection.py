@@ -16,6 +16,7 @@ from trisense.assistant.transcribe import Transcript, with_transcripts
 from trisense.chat import Audio, Conversation, Image, Message, Text, render
 from trisense.data.answers import prepare
 from trisense.data.sources import Source, is_missing, media_of
+from trisense.data.sources.files import printable
 from trisense.errors import BadInput
 from trisense.preprocess import ImageProcessor
 from trisense.prompt import Processor
@@ -121,7 +122,7 @@ def select(
             for medium in media_of(source[index]):
                 if medium not in there:
                     if is_missing(medium):
-                        raise BadInput(f"{source.where(index)}: {medium}: no such file; check --media")
+                        raise BadInput(f"{source.where(index)}: {printable(medium)}: no such file; check --media")
                     there.add(medium)
             if (sample := prepared(source, index, stage, transcripts)) is None:
                 limit = f"empty or longer than {stage.answers.longest} characters" if stage.answers.longest else "empty"

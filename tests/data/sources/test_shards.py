@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made import decoded, jpeg, pixels, said, write_tar
 
@@ -272,6 +272,7 @@ def test_a_compressed_shard_says_so(tmp_path: Path):
         open_source(tmp_path / "x.tar.gz")
 
 
+@example(525321, b"\n")
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=8))
 def test_a_damaged_shard_is_one_line(tmp_path_factory: pytest.TempPathFactory, place: int, damage: bytes):
     file = write_tar(tmp_path_factory.mktemp("tar") / "x.tar", [*sample(0), (f"{LONG}.txt", b"x"), *sample(1)])

@@ -85,6 +85,11 @@ def _braces(pattern: str) -> Iterator[str]:
     return map("".join, product(*choices))
 
 
+def printable(name: str) -> str:
+    """A name that somebody else chose, so that it fits into one line."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+
+
 def beginning(file: str, size: int = 512) -> bytes:
     """The first bytes of a file. Raises BadInput when it cannot be read."""
     try:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
-from trisense.data.sources.files import Parts, Recent, is_url
+from trisense.data.sources.files import Parts, Recent, is_url, printable
 from trisense.data.sources.forms import form_of
 from trisense.data.sources.kept import kept
 from trisense.data.sources.remote import Remote, Stream
@@ -142,7 +142,7 @@ def _members(opened: Any, whole: int | None) -> Iterator[Member]:
             raise tarfile.ReadError(f"{error} at byte {at - RECORD:,}") from None
         size = int(given.get("size", info.size))
         padded = -(-size // RECORD) * RECORD
-        name = given.get("path", info.name)
+        name = printable(given.get("path", info.name))
         if whole is not None and at + size > whole:
             raise tarfile.ReadError(f"it ends inside of {name}")
         if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 
 from trisense.chat import Conversation, Image, Sense, Text
-from trisense.data.sources.files import is_url
+from trisense.data.sources.files import is_url, printable
 from trisense.data.sources.forms import conversations
 from trisense.data.sources.stores import Embedded, NotThere, Store, is_missing
 from trisense.data.sources.walk import Reader, Spans
@@ -100,7 +100,7 @@ class Source(Sequence[Conversation]):
         if 2 * len(missing) > checked:
             raise BadInput(
                 f"{self.name}: {len(missing)} of {checked} checked pictures are not in {self.store.place}, first: "
-                f"{missing[0]}; give --media the folder or zip that holds them"
+                f"{printable(missing[0])}; give --media the folder or zip that holds them"
             )
 
 

@@ -26,6 +26,15 @@ train_device_option = click.option(
     help="auto: a GPU where there is one.",
 )
 
+skip_bad_option = click.option(
+    "--skip-bad",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="At most so many damaged rows and samples without their picture are left out.",
+)
+
 source_argument = click.argument("folder", type=click.Path(path_type=Path))
 target_argument = click.argument("out", required=False, type=click.Path(path_type=Path, file_okay=False))
 dtype_option = click.option(
@@ -136,14 +145,7 @@ def train_spark(out: Path, device: str, seed: int, bank: Path | None, overrides:
     metavar="FOLDER",
     help="Folder or zip of its pictures; default: its own folder.",
 )
-@click.option(
-    "--skip-bad",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="At most so many damaged rows and samples without their picture are left out.",
-)
+@skip_bad_option
 @out_option
 @click.option("--after", type=click.Path(path_type=Path), metavar="FOLDER", help="Trained parts to begin with.")
 @seed_option

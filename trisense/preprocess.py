@@ -65,6 +65,18 @@ class ImageProcessor(BaseModel):
         values = np.asarray(pixels, np.float32) * scale - shift  # [H, W, 3]
         return np.ascontiguousarray(values.transpose(2, 0, 1))  # [3, H, W]
 
+    def located(self, x: float, y: float, width: int, height: int) -> tuple[float, float]:
+        """Where a point of a picture of width x height pixels lies in what the encoder reads: (0, 0) is its upper left
+        corner, (1, 1) its lower right one. A point that the crop removes lies outside of them."""
+        if not self.crop:
+            return x / width, y / height
+        edge, short = self.shortest_edge or min(self.height, self.width), min(width, height)
+        resized_x, resized_y = edge * width // short, edge * height // short
+        return (
+            (x * resized_x / width - (resized_x - self.width) // 2) / self.width,
+            (y * resized_y / height - (resized_y - self.height) // 2) / self.height,
+        )
+
     def _cropped(self, image: Image.Image) -> Image.Image:
         edge = self.shortest_edge or min(self.height, self.width)
         short = min(image.size)

@@ -130,6 +130,34 @@ def test_a_picture_that_cannot_be_read_is_named_and_the_others_are_kept(
     assert encoded == [5]
 
 
+def test_pictures_that_cannot_be_read_are_told_and_have_no_features(
+    sense: Sense, pictures: list[str], encoded: list[int], tmp_path: Path
+):
+    """In the middle of a batch and a whole batch of them."""
+    bad = [pictures[2], *pictures[BATCH:]]
+    good = Path(bad[0]).read_bytes()
+    for path in bad:
+        Path(path).write_text("no picture")
+    told: list[str] = []
+
+    def found() -> Any:
+        told.clear()
+        return frozen_features(
+            sense, PROCESSOR, pictures, tmp_path / "features", "a", lambda path, error: told.append(f"{path} {error}")
+        )
+
+    first = found()
+    assert [one.split(" ")[0] for one in told] == bad and all("found text; expected PNG" in one for one in told)
+    assert [path for path in pictures if len(first[path]) == 0] == bad
+    encoded.clear()
+    assert found() and len(told) == len(bad) and not encoded, "told again, and nothing is made again"
+    expected = frozen_features(sense, PROCESSOR, [pictures[3]], tmp_path / "alone", "a")[pictures[3]]
+    np.testing.assert_allclose(first[pictures[3]], expected, atol=2e-3)
+    Path(bad[0]).write_bytes(good)
+    with pytest.raises(BadInput, match=r"002\.png: could not be read when features were computed; it can now: remove"):
+        frozen_features(sense, PROCESSOR, pictures, tmp_path / "features", "a")
+
+
 def test_the_disk_is_looked_at_first(
     sense: Sense, pictures: list[str], encoded: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -70,7 +70,7 @@ def test_parquet_is_read_where_pyarrow_is_and_refused_where_it_is_not(
     file.write_bytes(b"PAR1 broken")
     with monkeypatch.context() as patch:
         patch.setattr("trisense.data.text.find_spec", lambda name: None)
-        assert "needs pyarrow: pip install pyarrow" in refusal(file)
+        assert "needs pyarrow: pip install 'trisense[parquet]'" in refusal(file)
     if find_spec("pyarrow") is None:
         return
     assert "not a parquet file" in refusal(file)

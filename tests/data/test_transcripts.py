@@ -57,5 +57,9 @@ def test_nothing_to_hear_opens_nobody(opened: list[str], tmp_path: Path):
 
 def test_a_sound_that_cannot_be_read_is_named(sounds: list[str], tmp_path: Path):
     Path(sounds[1]).write_text("no sound")
+    told: list[str] = []
+    found = transcripts(sounds, SPARK, "cpu", tmp_path / "told", lambda sound, error: told.append(sound))
+    assert told == [sounds[1]] and isinstance(found[sounds[1]], BadInput)
+    assert [isinstance(found[sound], BadInput) for sound in sounds] == [False, True, False]
     with pytest.raises(BadInput, match=r"1\.wav"):
         transcripts(sounds, SPARK, "cpu", tmp_path / "run")

@@ -16,7 +16,7 @@ from PIL import Image as Pictures
 from trisense.assistant.assistant import Assistant
 from trisense.chat import Audio, Conversation, Image, Message, Text
 from trisense.data.batches import collate
-from trisense.data.sources import Source
+from trisense.data.sources import open_source
 from trisense.data.transcripts import transcripts
 from trisense.data.world.samples import write
 from trisense.errors import BadInput
@@ -205,11 +205,11 @@ def test_a_design_without_ears_learns_from_transcripts(parts: Path, spoken: Path
     assert not (trained / "projector" / "audio.safetensors").exists()
     speech = tiny.answering.speech
     assert speech
-    source = Source.open(spoken)
+    source = open_source(spoken)
     heard = transcripts(media_in(source)["audio"], speech, "cpu", tmp_path)
     stage = tiny.stages["instruct"]
     assert isinstance(stage, FileStage)
-    samples = Samples.of(source, stage, load_processor(tiny.design).tokenizer, 0, heard)
+    samples = Samples.of(source, stage, load_processor(tiny.design), 0, 512, transcripts=heard)
     records = [json.loads(line) for line in spoken.read_text().splitlines()]
     right = 0
     for index in (*samples.pool, *samples.held):
@@ -220,7 +220,7 @@ def test_a_design_without_ears_learns_from_transcripts(parts: Path, spoken: Path
         right += said is not None and Text(text=said) in asked
     assert right > 0.8 * sum("said" in record for record in records), "spark hears its own world"
     deaf = recipe("eden", parts, "answering.speech=null")
-    with pytest.raises(BadInput, match=r"shows \S+\.wav, and eden has no ears, and its recipe names no Whisper"):
+    with pytest.raises(BadInput, match=r"shows \S+\.wav, and this design has no ears, and its recipe names no Whisper"):
         train_stage(deaf, "instruct", spoken, tmp_path / "deaf", device="cpu")
 
 

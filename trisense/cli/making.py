@@ -37,6 +37,15 @@ tracker_option = click.option(
     "--tracker", type=click.Choice(["wandb", "mlflow"]), help="Where the curves go besides TensorBoard."
 )
 
+skip_bad_option = click.option(
+    "--skip-bad",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="At most so many damaged rows and samples without their picture are left out.",
+)
+
 source_argument = click.argument("folder", type=click.Path(path_type=Path))
 target_argument = click.argument("out", required=False, type=click.Path(path_type=Path, file_okay=False))
 dtype_option = click.option(
@@ -150,8 +159,14 @@ def train_spark(
 @click.argument("recipe")
 @click.argument("stage")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE", help="What to learn from.")
-@click.option("--media", type=click.Path(path_type=Path), metavar="FOLDER", help="Of its pictures; default: its own.")
+@click.option("--data", required=True, metavar="FILE", help="What to learn from: a file, folder, pattern or address.")
+@click.option(
+    "--media",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Folder or zip of its pictures; default: its own folder.",
+)
+@skip_bad_option
 @out_option
 @click.option("--after", type=click.Path(path_type=Path), metavar="FOLDER", help="Trained parts to begin with.")
 @seed_option
@@ -162,8 +177,9 @@ def train_stage(
     recipe: str,
     stage: str,
     overrides: tuple[str, ...],
-    data: Path,
+    data: str,
     media: Path | None,
+    skip_bad: int,
     out: Path,
     after: Path | None,
     seed: int,
@@ -171,8 +187,9 @@ def train_stage(
     parallel: Literal["ddp", "fsdp"],
     tracker: str | None,
 ) -> None:
-    """Train STAGE of RECIPE on FILE: LLaVA-Instruct, COCO captions, or JSON lines of conversations; a stage that learns
-    language on text: .txt, .jsonl with `text`, or a folder of such.
+    """Train STAGE of RECIPE on FILE: LLaVA's json, COCO's captions or boxes, JSON lines of OpenAI's messages, parquet,
+    or WebDataset shards, with pictures in a folder, in a zip or in the file itself; a stage that learns language on
+    text: .txt, .jsonl with `text`, or a folder of such.
 
     \b
     trisense train stage jnana align --data captions_train2017.json --media train2017 --out runs/jnana
@@ -183,7 +200,7 @@ def train_stage(
     from trisense.recipe import read
     from trisense.train.stages import train_stage as run
 
-    how = {"device": device, "seed": seed, "parallel": parallel, "tracker": tracker}
+    how = {"device": device, "seed": seed, "skip_bad": skip_bad, "parallel": parallel, "tracker": tracker}
     wrote(run(read(recipe, overrides), stage, data, out, media=media, after=after, **how))
 
 

@@ -7,15 +7,16 @@ from pathlib import Path
 import click
 
 from trisense.cli.common import need, seed_option
-from trisense.cli.making import out_option, train, train_device_option
+from trisense.cli.making import out_option, skip_bad_option, train, train_device_option
 
 
 @train.command("lr-find")
 @click.argument("stage")
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--data", required=True, type=click.Path(path_type=Path), metavar="FILE", help="What it learns from.")
-@click.option("--media", type=click.Path(path_type=Path), metavar="FOLDER", help="Of its pictures; default: its own.")
+@click.option("--data", required=True, metavar="FILE", help="What it learns from: a file, folder, pattern or address.")
+@click.option("--media", type=click.Path(path_type=Path), metavar="FOLDER", help="Or zip, of its pictures.")
+@skip_bad_option
 @out_option
 @click.option("--after", type=click.Path(path_type=Path), metavar="FOLDER", help="Trained parts to begin with.")
 @click.option("--steps", type=int, default=100, show_default=True, help="Rates to try; more make it surer.")
@@ -27,8 +28,9 @@ def lr_find(
     stage: str,
     recipe: str,
     overrides: tuple[str, ...],
-    data: Path,
+    data: str,
     media: Path | None,
+    skip_bad: int,
     out: Path,
     after: Path | None,
     steps: int,
@@ -51,7 +53,8 @@ def lr_find(
     from trisense.train.stages import get_ready
 
     chosen = read(recipe, overrides)
-    ready = get_ready(chosen, stage, data, out, media=media, after=after, device=device, seed=seed)
+    options = {"media": media, "after": after, "device": device, "seed": seed, "skip_bad": skip_bad}
+    ready = get_ready(chosen, stage, data, out, **options)
     rates = {"start_lr": start_lr, "end_lr": end_lr, "steps": steps}
     test = range_test(ready.learner, ready.batch_at, chosen.stages[stage], device=device, seed=seed, **rates)
     numbers, picture = save_range_test(test, f"{recipe} {stage}: learning rate range test", out / stage)

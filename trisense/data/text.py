@@ -30,7 +30,7 @@ def text_files(path: Path) -> list[Path]:
     else:
         files = [path]
     if any(file.suffix == ".parquet" for file in files) and find_spec("pyarrow") is None:
-        raise BadInput(f"{path}: .parquet needs pyarrow: pip install pyarrow, or give .txt or .jsonl")
+        raise BadInput(f"{path}: .parquet needs pyarrow: pip install 'trisense[parquet]', or give .txt or .jsonl")
     return files
 
 

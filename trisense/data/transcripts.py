@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,32 @@ from typing import Any
 from tqdm import tqdm
 
 from trisense.assistant.transcribe import Transcriber, Transcript
+from trisense.data.features import refuse
 from trisense.engines.recogniser import Segment, open_recogniser
+from trisense.errors import BadInput
 from trisense.recipe import Speech
 
 
-def transcripts(sounds: Sequence[str], speech: Speech, device: str, folder: Path) -> Mapping[str, Transcript]:
-    """path -> transcript of every sound, by the Whisper that a recipe names; those in `folder` are not made again.
+def transcripts(
+    sounds: Sequence[Any],
+    speech: Speech,
+    device: str,
+    folder: Path,
+    unreadable: Callable[[Any, BadInput], None] = refuse,
+) -> Mapping[str, Transcript | BadInput]:
+    """name -> transcript of every sound, by the Whisper that a recipe names; those in `folder` are not made again.
 
-    Raises BadInput for a sound that cannot be read and for a Whisper that is not to be had.
+    sounds: paths, or what else `load_audio` reads and has a name as its str. unreadable: called with each sound that
+    cannot be read; unless it raises, the reason is given in place of its transcript. Raises BadInput for a Whisper that
+    is not to be had.
     """
-    unique = sorted(set(sounds))
+    unique = {str(sound): sound for sound in sounds}
     if not unique:
         return {}
     file = folder / "transcripts.jsonl"
     known = _read(file, speech)
-    if missing := [path for path in unique if path not in known]:
+    damaged: dict[str, BadInput] = {}
+    if missing := [name for name in unique if name not in known]:
         folder.mkdir(parents=True, exist_ok=True)
         transcribe = Transcriber(open_recogniser(speech.pretrained, device), first_seconds=speech.first_seconds)
         # What a kill cut off in the middle of a line is gone from `known`, so the file is begun with what is whole.
@@ -34,11 +45,16 @@ def transcripts(sounds: Sequence[str], speech: Speech, device: str, folder: Path
         aside.write_text("".join([_line(speech.model_dump()), *(_line(_entry(*one)) for one in known.items())]))
         os.replace(aside, file)
         with file.open("a", encoding="utf-8") as lines:
-            for path in tqdm(missing, desc="transcripts", mininterval=5):
-                known[path] = transcribe(path)
-                lines.write(_line(_entry(path, known[path])))
+            for name in tqdm(missing, desc="transcripts", mininterval=5):
+                try:
+                    known[name] = transcribe(unique[name])
+                except BadInput as error:
+                    unreadable(unique[name], error)
+                    damaged[name] = error
+                    continue
+                lines.write(_line(_entry(name, known[name])))
                 lines.flush()
-    return known
+    return {**known, **damaged}
 
 
 def _read(file: Path, speech: Speech) -> dict[str, Transcript]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,15 +13,16 @@ import numpy as np
 import torch
 import yaml
 from torch import nn
+from tqdm import tqdm
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from trisense.assistant.transcribe import Transcript, with_transcripts
+from trisense.assistant.transcribe import Transcript
 from trisense.chat import Audio, Conversation, Image, Message, Part, Text
-from trisense.data.answers import prepare
 from trisense.data.batches import Batch, by_answer, like_length
 from trisense.data.features import Features, frozen_features
 from trisense.data.rounds import disjoint, one_after_another
-from trisense.data.sources import Source
+from trisense.data.selection import NO_TRANSCRIPTS, Damaged, Selection, fitted, prepared, select
+from trisense.data.sources import Source, is_missing, open_source
 from trisense.data.transcripts import transcripts
 from trisense.errors import BadInput
 from trisense.model.modeling import TrisenseForConditionalGeneration
@@ -29,8 +30,7 @@ from trisense.model.pretrained import add_adapter, load_design
 from trisense.model.senses import Sense
 from trisense.model.trained import has_adapter, put_trained, save_trained, staged
 from trisense.prompt import Processor, Prompt, featured
-from trisense.recipe import FileStage, Recipe, ScheduledSampling
-from trisense.tokens import TextTokenizer
+from trisense.recipe import FileStage, Recipe, ScheduledSampling, Speech
 from trisense.train.checkpoints import CHECKPOINT, same_run
 from trisense.train.held import held_back_loss, shown_answers
 from trisense.train.loop import train
@@ -46,27 +46,29 @@ TRAINED = "trained"
 def train_stage(
     recipe: Recipe,
     name: str,
-    data: Path,
+    data: str | os.PathLike[str],
     out: Path,
     *,
     media: Path | None = None,
     after: Path | None = None,
     device: str = "auto",
     seed: int = 0,
+    skip_bad: int = 0,
     parallel: Parallel = "ddp",
     tracker: str | None = None,
 ) -> Path:
-    """Trains one stage of a recipe on a file of conversations; the folder of the trained parts, `out/NAME/trained`.
+    """Trains one stage of a recipe on conversations; the folder of the trained parts, `out/NAME/trained`.
 
-    media: the folder of the pictures that the file names. after: trained parts to begin with; default: those of the
-    recipe's stage before, in the same `out`. device: `auto` or `cpu`. parallel, tracker: as `train` takes them. The
-    same call goes on where one was stopped. Of several processes the main one computes the features and writes, so
-    `out` has to be one folder for all.
-    Raises BadInput for a stage that learns from something else, a stage before that was not trained, a file without
-    samples or with fewer than rounds, a folder that began with another file or design, and whatever `load_design`,
-    `put_trained` and `train` refuse.
+    data, media: as `open_source` takes them. after: trained parts to begin with; default: those of the recipe's stage
+    before, in the same `out`. device: `auto` or `cpu`. skip_bad: how many damaged rows and samples without their media
+    may be left out. parallel, tracker: as `train` takes them. The same call goes on where one was stopped. Of several
+    processes the main one computes the features and writes, so `out` has to be one folder for all.
+    Raises BadInput for a stage that learns from something else, a stage before that was not trained, data without
+    samples, with fewer than rounds or with more damaged ones, a folder that began with other data or another design,
+    and whatever `load_design`, `put_trained` and `train` refuse.
     """
-    ready = get_ready(recipe, name, data, out, media=media, after=after, device=device, parallel=parallel, seed=seed)
+    options = {"media": media, "after": after, "device": device, "parallel": parallel, "seed": seed}
+    ready = get_ready(recipe, name, data, out, **options, skip_bad=skip_bad)
     stage = ready.samples.stage
     if ready.processes.main:
         same_run(out / name / "run.json", ready.run, compared=())
@@ -91,6 +93,7 @@ def train_stage(
     trained = out / name / TRAINED
     if ready.processes.main:
         save_trained(ready.learner.model, recipe, name, trained)
+        tqdm.write("\n".join([ready.samples.counts(), *ready.samples.selection.damaged.rows]))
     ready.processes.wait()
     return trained
 
@@ -111,7 +114,7 @@ class Ready:
 def get_ready(
     recipe: Recipe,
     name: str,
-    data: Path,
+    data: str | os.PathLike[str],
     out: Path,
     *,
     media: Path | None = None,
@@ -119,12 +122,14 @@ def get_ready(
     device: str = "auto",
     parallel: Parallel = "ddp",
     seed: int = 0,
+    skip_bad: int = 0,
 ) -> Ready:
     """Everything that `train_stage` trains with, by the same arguments; of `out` nothing changes but what is made of
     the media once. Raises BadInput as `train_stage`."""
     stage = _stage(recipe, name)
     after = after or _before(recipe, name, out)
-    source = Source.open(data, media, stage.turns)
+    source = open_source(data, media, turns=stage.turns, pictures=recipe.design.pictures)
+    source.check_media()
     processes = join_processes(device)
     on_gpu = processes.device.type == "cuda" and parallel == "ddp"
     torch.manual_seed(seed)
@@ -140,17 +145,21 @@ def get_ready(
     if stage.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    heard: Mapping[str, Transcript] = {}
+    heard = NO_TRANSCRIPTS
     if recipe.audio == "transcript" and recipe.answering.speech:
         with processes.main_first():
-            heard = transcripts(media_in(source)["audio"], recipe.answering.speech, device, out)
-    samples = Samples.of(source, stage, processor.tokenizer, seed, heard)
-    run = {"data": sha256(data.read_bytes()).hexdigest(), "design": design.model_dump(mode="json")}
+            heard = _transcripts(source, recipe.answering.speech, device, out, Damaged(skip_bad))
+    context = model.config.text_config.max_position_embeddings
+    samples = Samples.of(source, stage, processor, seed, context, skip_bad, heard)
+    run = {"data": source.fingerprint, "design": design.model_dump(mode="json")}
     begun = (out / name / CHECKPOINT).exists()
     if begun and processes.main:
         same_run(out / name / "run.json", run, compared=run)
     with processes.main_first():
         features = _features(model, processor, samples, recipe, out)
+    samples.leave_out_damaged()
+    if processes.main:
+        tqdm.write(samples.counts())
     learner = Learner(model, stage.label_smoothing, stage.scheduled_sampling)
     held = [samples.prompt(index, processor, features) for index in samples.held]
     batch_at = _batches(samples, processor, features, processes.world)
@@ -216,15 +225,18 @@ class Learner(nn.Module):
 @dataclass
 class Samples:
     """The samples of a source that a stage can use: `held` back for evaluation, and those to learn from. lengths: of
-    their longest answers, in tokens. transcripts: of their sounds, for a model without ears."""
+    their longest answers, in tokens. selection: an account of the others. transcripts: of their sounds, for a model
+    without ears."""
 
     source: Source
     stage: FileStage
+    processor: Processor
     pool: list[int]
     held: list[int]
     lengths: dict[int, int]
     seed: int
-    transcripts: Mapping[str, Transcript] = field(default_factory=dict)
+    selection: Selection
+    transcripts: Mapping[str, Transcript | BadInput]
     _order: tuple[int, np.ndarray] | None = None  # of the round under way, and its number
 
     @classmethod
@@ -232,23 +244,32 @@ class Samples:
         cls,
         source: Source,
         stage: FileStage,
-        tokenizer: TextTokenizer,
+        processor: Processor,
         seed: int,
-        transcripts: Mapping[str, Transcript] | None = None,
+        context: int,
+        skip_bad: int = 0,
+        transcripts: Mapping[str, Transcript | BadInput] = NO_TRANSCRIPTS,
     ) -> Samples:
-        """Raises BadInput when fewer than two samples have an answer that the stage takes."""
-        limits = [limit for limit in (stage.answers.longest_tokens, max(stage.buckets or [0])) if limit]
-        lengths = {}
-        for index in range(len(source)):
-            conversation = _prepared(source, index, stage, transcripts or {})
-            if conversation and (length := _longest_answer(conversation, tokenizer)) <= min(limits, default=length):
-                lengths[index] = length
-        usable = list(lengths)
+        """Raises BadInput when the stage can use fewer than two samples, and for more damaged ones than `skip_bad`."""
+        selection = select(source, stage, processor, context, Damaged(skip_bad), transcripts)
+        usable = list(selection.lengths)
         if len(usable) < 2:
-            raise BadInput(f"{source.file}: {len(usable)} samples that this stage can use; expected two at least")
+            raise _too_few(selection)
         random.Random(f"{seed}/held").shuffle(usable)
         held = max(1, min(HELD_BACK, len(usable) // ONE_IN))
-        return cls(source, stage, sorted(usable[held:]), sorted(usable[:held]), lengths, seed, transcripts or {})
+        pool, held = sorted(usable[held:]), sorted(usable[:held])
+        return cls(source, stage, processor, pool, held, selection.lengths, seed, selection, transcripts)
+
+    def leave_out_damaged(self) -> None:
+        """Drops samples whose media could not be read. Raises BadInput when too few are left."""
+        self.pool = [index for index in self.pool if index in self.lengths]
+        self.held = [index for index in self.held if index in self.lengths]
+        if not self.pool or not self.held:
+            raise _too_few(self.selection)
+
+    def counts(self) -> str:
+        """One line: how many samples are used, skipped (and why) and truncated."""
+        return self.selection.account(len(self.pool), len(self.held))
 
     def learned(self, number: int) -> int:
         """Index in the source of the sample learned as `number`: every one once, in an order drawn anew each time."""
@@ -261,21 +282,20 @@ class Samples:
         """What each round of the stage learns from. Raises BadInput for more rounds than samples."""
         count, pool = self.stage.rounds, self.pool
         if count > len(pool):
-            raise BadInput(f"{self.source.file}: rounds: {count}, but only {len(pool)} samples to learn from")
+            raise BadInput(f"{self.source.name}: rounds: {count}, but only {len(pool)} samples to learn from")
         return [replace(self, pool=part, _order=None) for part in disjoint(pool, count, self.seed)]
 
-    def counts(self) -> str:
-        out = len(self.source) - len(self.pool) - len(self.held)
-        return f"{len(self.pool):,} samples learned from, {len(self.held):,} held back, {out:,} left out by the stage"
-
     def conversation(self, index: int) -> Conversation:
-        prepared = _prepared(self.source, index, self.stage, self.transcripts)
-        assert prepared is not None
-        return prepared
+        sample = prepared(self.source, index, self.stage, self.transcripts)
+        if sample is not None and index in self.selection.truncated:
+            sample = fitted(sample, self.processor, self.selection.context)
+        assert sample is not None
+        return sample
 
-    def media(self) -> dict[str, list[str]]:
-        """Paths of the pictures and sounds that the model is shown, by sense."""
-        return media_in(self.conversation(index) for index in (*self.pool, *self.held))
+    def media(self) -> dict[str, list[Any]]:
+        """What the pictures and sounds that the model is shown are read from, by sense, in the order of the source, in
+        which archives and streams are read best."""
+        return media_in(self.conversation(index) for index in sorted((*self.pool, *self.held)))
 
     def prompt(self, index: int, processor: Processor, features: Mapping[str, Features]) -> Prompt:
         """The rendered sample, its pictures and sounds as features [S, E]."""
@@ -292,22 +312,21 @@ class Samples:
         return featured(Conversation(messages=tuple(messages)), processor)
 
 
-def _prepared(
-    source: Source, index: int, stage: FileStage, transcripts: Mapping[str, Transcript]
-) -> Conversation | None:
-    """A sample as the stage wants it; None when it does not."""
-    conversation = prepare(source[index], stage.answers)
-    if conversation is None or not transcripts:
-        return conversation
-    try:
-        return with_transcripts(conversation, lambda sound: transcripts[str(sound)])[0]
-    except BadInput as error:
-        raise BadInput(f"{source.file}: record {index}: {error}") from None
+def _transcripts(
+    source: Source, speech: Speech, device: str, out: Path, damaged: Damaged
+) -> Mapping[str, Transcript | BadInput]:
+    """Of all sounds of a source. Raises BadInput, naming the row, for more that cannot be read than allowed."""
+
+    def unreadable(sound: Any, error: BadInput) -> None:
+        damaged.add(BadInput(f"{source.showing(sound)}: {error}"))
+
+    sounds = media_in(conversation for _, conversation in source.good())["audio"]
+    return transcripts([sound for sound in sounds if not is_missing(sound)], speech, device, out, unreadable)
 
 
-def media_in(conversations: Iterable[Conversation]) -> dict[str, list[str]]:
-    """Paths of pictures and sounds, by sense."""
-    found: dict[str, list[str]] = {"image": [], "audio": []}
+def media_in(conversations: Iterable[Conversation]) -> dict[str, list[Any]]:
+    """What pictures and sounds are read from, by sense: paths, or references into an archive."""
+    found: dict[str, list[Any]] = {"image": [], "audio": []}
     for conversation in conversations:
         for message in conversation.messages:
             for part in message.content:
@@ -324,11 +343,11 @@ def _stage(recipe: Recipe, name: str) -> FileStage:
     return stage
 
 
-def _longest_answer(conversation: Conversation, tokenizer: TextTokenizer) -> int:
-    """In tokens, its end not counted."""
-    answers = [message.content for message in conversation.messages if message.role == "assistant"]
-    texts = ["".join(part.text for part in answer if isinstance(part, Text)) for answer in answers]
-    return max((len(tokenizer.plain(text)) for text in texts), default=0)
+def _too_few(selection: Selection) -> BadInput:
+    return BadInput(
+        f"{selection.source.name}: {len(selection.lengths)} samples that this stage can use; expected two at least, to "
+        f"learn from and to evaluate with; skipped: {selection.reasons()}"
+    )
 
 
 def _batches(
@@ -376,20 +395,17 @@ def _before(recipe: Recipe, name: str, out: Path) -> Path | None:
 def _features(
     model: TrisenseForConditionalGeneration, processor: Processor, samples: Samples, recipe: Recipe, out: Path
 ) -> dict[str, Features]:
-    """By sense, what the frozen encoders make of the samples' media. Raises BadInput for media of another sense."""
+    """By sense, what the frozen encoders make of the samples' media."""
     design = recipe.design.model_dump(mode="json")
     features: dict[str, Features] = {}
-    for name, paths in samples.media().items():
+    for name, media in samples.media().items():
         reads = processor.image if name == "image" else processor.audio
-        if not paths:
+        if not media or reads is None:
             continue
-        if reads is None:
-            lacks = "eyes" if name == "image" else "ears, and its recipe names no Whisper (answering.speech)"
-            raise BadInput(f"{samples.source.file}: shows {paths[0]}, and {recipe.name} has no {lacks}")
         options = design["senses"][name]
         keys = ("vision", "pictures") if name == "image" else ("audio", "sounds")
         # A projector is no part of what features are made of.
         what = {key: design[key] for key in keys} | {"sense": {k: v for k, v in options.items() if k != "projector"}}
         sense = cast(Sense, model.senses[name])
-        features[name] = frozen_features(sense, reads, paths, out / "features", what)
+        features[name] = frozen_features(sense, reads, media, out / "features", what, samples.selection.unreadable)
     return features

@@ -12,7 +12,7 @@ from checker import REFUSALS, Checker, pairs
 from PIL import Image as Picture
 
 from trisense.chat import Audio, Image, Text
-from trisense.data.sources import Source
+from trisense.data.sources import open_source
 from trisense.data.world import samples as module
 from trisense.data.world.facts import HELD_OUT, Split
 from trisense.data.world.samples import GROUPS, Group, Sample, samples, write
@@ -113,7 +113,7 @@ def test_written_samples_can_be_looked_at_and_listened_to(tmp_path: Path) -> Non
     files = {path.name for path in tmp_path.iterdir()}
     named = {record[key] for record in records for key in ("image", "audio") if key in record}
     assert files == {*named, "samples.jsonl", "captions.jsonl"}
-    learned = Source.open(tmp_path / "samples.jsonl")
+    learned = open_source(tmp_path / "samples.jsonl")
     assert len(learned) == 7
     for record, conversation in zip(records, learned, strict=True):
         asked, answered = conversation.messages
@@ -123,7 +123,7 @@ def test_written_samples_can_be_looked_at_and_listened_to(tmp_path: Path) -> Non
         assert {"image": "image" in record, "audio": "audio" in record, "text": "text" in record} == {
             sense: sense in shown for sense in ("image", "audio", "text")
         }
-    captions = Source.open(tmp_path / "captions.jsonl")
+    captions = open_source(tmp_path / "captions.jsonl")
     pictured = [record for record in records if "image" in record]
     assert len(captions) == len(pictured)
     for record, caption in zip(pictured, captions, strict=True):

@@ -101,3 +101,18 @@ def test_rows_are_well_filled():
     found = rows(1, range(30))
     used = [batch.inputs["input_ids"].shape[1] for _, batch in found]
     assert np.mean(used) > 0.75 * TOKENS
+
+
+def test_only_what_begins_alike_is_shared():
+    """About one picture, but after other words, or with the picture after an answer: a fan would refuse these."""
+    picture = Image(image=PICTURES["a"])
+
+    def asked(*before: Text) -> Conversation:
+        return Conversation(messages=(Message(role="user", content=(*before, picture, Text(text="what?"))),))
+
+    first = asked().answered("a cup")
+    later = Conversation(messages=(*Conversation.ask("hello").answered("hi").messages, *first.messages))
+    other = asked(Text(text="a note")).answered("a cup")
+    prompts = [featured(one, tiny_models.processor()) for one in (first, other, later, first, later)]
+    whole = Bundles.of(range(5), lambda i: prompts[i], lambda _: "a", 500)
+    assert sorted(whole.members) == [(0, 3), (1,), (2,), (4,)]

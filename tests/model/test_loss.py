@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers.activations import NewGELUActivation
 
-from trisense.model.loss import head_loss
+from trisense.model.loss import fuse_activations, head_loss
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -57,3 +58,24 @@ def test_without_gradient_it_is_the_loss_alone():
         loss = head_loss(hidden, head, targets)
         expected = nn.functional.cross_entropy(head(hidden), targets, reduction="sum")
     torch.testing.assert_close(loss, expected)
+
+
+def test_a_target_that_nothing_speaks_for_still_has_a_loss():
+    head = nn.Linear(1, 3, bias=False).requires_grad_(False)
+    head.weight.copy_(torch.tensor([[200.0], [0.0], [-200.0]]))
+    loss = head_loss(torch.ones(1, 1, requires_grad=True), head, torch.tensor([2]))
+    assert float(loss.detach()) == pytest.approx(400.0)
+
+
+def test_the_fused_activation_is_the_same_function():
+    slow = nn.Sequential(nn.Sequential(NewGELUActivation()))
+    fused = nn.Sequential(nn.Sequential(NewGELUActivation()))
+    fuse_activations(fused)
+    assert isinstance(fused[0][0], nn.GELU)
+    x = torch.linspace(-12, 12, 2001)
+    given = [x.clone().requires_grad_(), x.clone().requires_grad_()]
+    out = [model(value) for model, value in zip((slow, fused), given, strict=True)]
+    torch.testing.assert_close(*out, atol=5e-6, rtol=1e-5)
+    for value in out:
+        value.sum().backward()
+    torch.testing.assert_close(given[0].grad, given[1].grad, atol=5e-6, rtol=1e-5)

@@ -5,10 +5,11 @@ What a row costs is its tokens, so nothing is padded; what is shared is computed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
+from tqdm import tqdm
 
 from trisense.data.batches import Batch, pack
 from trisense.prompt import Prompt, fan
@@ -33,20 +34,15 @@ class Bundles:
         prompt_of: the prompt of a sample; about: what it is about (its media), None where it shares nothing. Only
         samples with equal prompts up to the end of their media can share. What the media hold is not read.
         """
-        groups: dict[object, list[tuple[int, Prompt]]] = {}
+        groups: dict[object, list[int]] = {}
         for sample in samples:
-            prompt = prompt_of(sample)
-            stripped = Prompt(prompt.ids, prompt.mask, prompt.media, ())
-            end = max((slot.start + slot.length for slot in prompt.media), default=0)
             key = about(sample)
-            alone = key is None or not end or prompt.mask[:end].any()
-            group = ("alone", sample) if alone else (key, prompt.ids[:end].tobytes())
-            groups.setdefault(group, []).append((sample, stripped))
+            groups.setdefault(("alone", sample) if key is None else ("about", key), []).append(sample)
         members, lengths = [], []
-        for group in groups.values():
-            for part in _parts(group, tokens):
-                members.append([sample for sample, _ in part])
-                lengths.append(_length([prompt for _, prompt in part]))
+        for group in tqdm(groups.values(), desc="packing", mininterval=5, delay=5):
+            for part in _parts({sample: _stripped(prompt_of(sample)) for sample in group}, tokens):
+                members.append(list(part))
+                lengths.append(_length(list(part.values())))
         return cls(members, lengths)
 
 
@@ -95,15 +91,22 @@ def _fill(sized: Iterable[tuple[int, int]], tokens: int) -> list[list[int]]:
     return done + [row for _, row in open_rows]
 
 
-def _parts(group: list[tuple[int, Prompt]], tokens: int) -> list[list[tuple[int, Prompt]]]:
-    """A group cut where its fan would become longer than `tokens`."""
-    parts: list[list[tuple[int, Prompt]]] = []
-    for one in group:
-        if parts and _length([prompt for _, prompt in (*parts[-1], one)]) <= tokens:
-            parts[-1].append(one)
+def _stripped(prompt: Prompt) -> Prompt:
+    return Prompt(prompt.ids, prompt.mask, prompt.media, ())
+
+
+def _parts(group: Mapping[int, Prompt], tokens: int) -> list[dict[int, Prompt]]:
+    """Samples about the same media, cut where they cannot share those and where their fan would be too long."""
+    parts: dict[object, list[dict[int, Prompt]]] = {}
+    for sample, prompt in group.items():
+        end = max((slot.start + slot.length for slot in prompt.media), default=0)
+        shares = end and not prompt.mask[:end].any()
+        like = parts.setdefault(prompt.ids[:end].tobytes() if shares else sample, [])
+        if like and _length([*like[-1].values(), prompt]) <= tokens:
+            like[-1][sample] = prompt
         else:
-            parts.append([one])
-    return parts
+            like.append({sample: prompt})
+    return [part for like in parts.values() for part in like]
 
 
 def _length(prompts: list[Prompt]) -> int:

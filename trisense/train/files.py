@@ -25,6 +25,7 @@ from trisense.data.sources import Source
 from trisense.data.transcripts import transcripts
 from trisense.errors import BadInput
 from trisense.model.attention import SEGMENTS
+from trisense.model.loss import fuse_activations
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.pretrained import add_adapter, load_design
 from trisense.model.senses import Sense
@@ -131,6 +132,9 @@ def get_ready(
     if (out / name / CHECKPOINT).exists():
         same_run(out / name / "run.json", run, compared=run)
     features = _features(model, processor, samples, recipe, out)
+    for sense in model.senses.values():  # has done its work
+        sense.encoder = nn.Identity()
+    fuse_activations(model)
     learner = Learner(model, stage.label_smoothing, stage.scheduled_sampling)
     held = [samples.prompt(index, processor, features) for index in samples.held]
     return Ready(learner, _batches(samples, processor, features), samples, held, processor, run)

@@ -31,7 +31,7 @@ def bench() -> None:
     help="Of the language model, with random weights: 78 M like phi-2, or the published shapes.",
 )
 @click.option(
-    "--tokens", type=click.IntRange(1), default=768, show_default=True, help="In a packed row of this package."
+    "--tokens", type=click.IntRange(1), default=640, show_default=True, help="In a packed row of this package."
 )
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of which medians are taken.")
 @click.option(

@@ -244,26 +244,31 @@ def peak_memory(
     """Bytes that a side takes at most in two steps of its training, its model and optimiser with it: beyond what this
     process had before, on a GPU what was allocated there."""
     torch.set_num_threads(threads)
+    _train_twice(side, kind, device, *_samples(kind, "tiny", tokens, pictures, seed))  # loads the libraries
+    samples = _samples(kind, size, tokens, pictures, seed)
+    before = _resident(peak=False)
+    _train_twice(side, kind, device, *samples)
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _resident(peak=True) - before
+
+
+def _samples(kind: Kind, size: str, tokens: int, pictures: int, seed: int) -> tuple[Shapes, Task, Rows]:
     shapes = shapes_of(size)
     task = make_task(kind, shapes, pictures, seed)
     shape = (pictures, shapes.tokens, shapes.vision["hidden_size"])
-    rows = Rows(task, np.random.default_rng(seed).normal(size=shape).astype(np.float32), tokens, seed)
-    before = _resident(peak=False)
-    if side == "ours":
-        ours = Ours(shapes, kind, device, encoder=False)
-        _forget_peak(device)
-        for number in (0, 1):
-            ours.gradient(rows(number)[0])
-            ours.optimizer.step()
-            ours.optimizer.zero_grad()
-    else:
-        theirs = Theirs(shapes, kind, device)
-        _forget_peak(device)
-        for number in (0, 1):
-            theirs.gradient(task, rows(number)[1][: 4 * BATCH], 1)
-            theirs.optimizer.step()
-            theirs.optimizer.zero_grad()
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _resident(peak=True) - before
+    return shapes, task, Rows(task, np.random.default_rng(seed).standard_normal(shape, np.float32), tokens, seed)
+
+
+def _train_twice(side: str, kind: Kind, device: str, shapes: Shapes, task: Task, rows: Rows) -> None:
+    one = Ours(shapes, kind, device, encoder=False) if side == "ours" else Theirs(shapes, kind, device)
+    _forget_peak(device)
+    for number in (0, 1):
+        batch, members = rows(number)
+        if isinstance(one, Ours):
+            one.gradient(batch)
+        else:
+            one.gradient(task, members, batch.items)
+        one.optimizer.step()
+        one.optimizer.zero_grad()
 
 
 def _forget_peak(device: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from torch import nn
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from trisense.chat import Image, Slot
 from trisense.data.batches import Batch
@@ -21,7 +21,8 @@ from trisense.model.configuration import TrisenseConfig, sub_config
 from trisense.model.loss import fuse_activations
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.parts import published
-from trisense.model.senses import Sense
+from trisense.model.projector import build_projector
+from trisense.model.senses import Sense, build_encoder
 from trisense.prompt import Prompt
 from trisense.recipe import FileStage
 from trisense.train.files import Learner
@@ -147,10 +148,16 @@ class Ours:
             senses=senses,
             placeholders={"image": shapes.placeholder},
         )
-        with torch.device(device):
+        with torch.device("meta"):
             self.model = TrisenseForConditionalGeneration(config)
-        if not encoder:
-            self.sense.encoder = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+        with torch.device(device):
+            self.model.language_model = AutoModelForCausalLM.from_config(config.text_config)
+            hidden = self.model.get_input_embeddings().embedding_dim
+            self.sense.projector = build_projector("mlp", shapes.vision["hidden_size"], cast(int, hidden))
+            options = self.sense.options
+            self.sense.encoder = (
+                build_encoder("image", options, config.vision_config) if encoder else cast(Any, nn.Identity())
+            )
         _prepare(self.model, self.model.language_model, self.sense.projector, shapes, kind, device)
         if device == "cpu":
             self.model.language_model.set_attn_implementation(SEGMENTS)

@@ -51,32 +51,30 @@ class _HeadLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         given, weight, bias = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         total = torch.zeros((), device=hidden.device)
-        grad = torch.empty_like(given) if ctx.needs_input_grad[0] else None
-        shape = (min(chunk, len(hidden)), len(weight))
-        room = given.new_empty(shape)  # [C, V]
-        shares = room.new_empty(shape, dtype=torch.float32)
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        room = given.new_empty(min(chunk, len(hidden)), len(weight))  # [C, V]
+        spread = weight.float().mean(0) * smoothing if smoothing and grad is not None else 0.0  # [D]
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
-            own = targets[part, None]
-            logits, share = room[: len(own)], shares[: len(own)]
+            own = targets[part]
+            logits = room[: len(own)]
             if bias is None:
                 torch.mm(given[part], weight.T, out=logits)
             else:
                 torch.addmm(bias, given[part], weight.T, out=logits)
-            torch.softmax(logits, -1, dtype=torch.float32, out=share)
-            # The likeliest word has a share of which the logarithm is exact, however unlikely the target is.
-            most, where = logits.max(-1, keepdim=True)
-            norm = most.float() - share.gather(1, where).log()
-            total += norm.sum() - (1 - smoothing) * logits.gather(1, own).float().sum()
+            powers = logits.float()
+            most = powers.amax(-1, keepdim=True)
+            total -= (1 - smoothing) * powers.gather(1, own[:, None]).sum()
             if smoothing:
-                total -= smoothing * logits.float().mean(-1).sum()
-            if grad is None:
-                continue
-            if smoothing:
-                share.sub_(smoothing / share.shape[1])
-            share.scatter_add_(1, own, torch.full_like(own, smoothing - 1, dtype=share.dtype))
-            grad[part] = share.to(dtype) @ weight
-        ctx.save_for_backward(*(() if grad is None else (grad.to(hidden.dtype),)))
+                total -= smoothing * powers.mean(-1).sum()
+            powers.sub_(most).exp_()
+            weighed = powers.sum(-1, keepdim=True)
+            total += (most + weighed.log()).sum()
+            if grad is not None:
+                # The gradient is softmax less truth, times the weights: divided after the product, where it is small.
+                pull = (powers.to(dtype) @ weight).float() / weighed
+                grad[part] = pull - (1 - smoothing) * weight[own].float() - spread
+        ctx.save_for_backward(*(() if grad is None else (grad,)))
         return total
 
     @staticmethod

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -233,9 +232,11 @@ def _agree(
 
 
 def _in_a_process(side: str, kind: Kind, size: str, device: str, tokens: int, pictures: int, seed: int) -> int:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        threads = torch.get_num_threads()
-        return pool.submit(peak_memory, side, kind, size, device, tokens, pictures, seed, threads).result()
+    """`peak_memory` in a process of its own."""
+    arguments = (side, kind, size, device, tokens, pictures, seed, torch.get_num_threads())
+    code = f"from trisense.measure.bench import peak_memory; print(peak_memory(*{arguments!r}))"
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    return int(done.stdout.split()[-1])
 
 
 def peak_memory(

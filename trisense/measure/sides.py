@@ -26,7 +26,7 @@ from trisense.model.senses import Sense, build_encoder
 from trisense.prompt import Prompt
 from trisense.recipe import FileStage
 from trisense.train.files import Learner
-from trisense.train.loop import make_optimizer
+from trisense.train.optim import make_optimizer
 
 Kind = Literal["align", "instruct"]
 CLIP = "openai/clip-vit-base-patch32"

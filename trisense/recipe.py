@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from trisense.chat import Layout
 from trisense.errors import BadInput
@@ -131,6 +131,16 @@ class ScheduledSampling(_Options):
     first: Positive = 4
 
 
+class Packing(_Options):
+    """Samples one behind the other in rows of at most `tokens` tokens, in place of padded batches of `batch_size`: a
+    batch is one row, `accumulate` counts rows, and a sample that is longer has a row to itself. Loss and gradient are
+    those of the same samples padded. share: samples about the same picture have it, and all they begin with alike, once
+    in their row."""
+
+    tokens: Positive = 1024
+    share: bool = True
+
+
 class Speech(_Options):
     """Who writes down what is said, for a model without ears: a Hub id or a folder of Whisper. first_seconds: only the
     beginning of a sound is listened to (`tinyclip-phi2`)."""
@@ -230,7 +240,8 @@ class FileStage(Stage):
     is a sample of its own. rounds: the samples are split into so many disjoint subsets; one after the other is learned
     from for its share of the steps, each with the schedule from its beginning, going on from what the one before has
     trained (`ft35`, `eden`; warm restarts: Loshchilov & Hutter 2017, arXiv:1608.03983). label_smoothing: share of a
-    target's probability that is spread over all tokens.
+    target's probability that is spread over all tokens. buckets, packing: batches of answers of like length, or packed
+    rows; default: of prompts of like length.
     """
 
     learns: Literal["caption", "instruct"]
@@ -244,6 +255,7 @@ class FileStage(Stage):
     answers: Answers = Answers()
     turns: bool = True
     buckets: Annotated[dict[Positive, Positive], Field(min_length=1)] | None = None
+    packing: Packing | None = None
     scheduled_sampling: ScheduledSampling | None = None
     rounds: Positive = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -269,6 +281,13 @@ class FileStage(Stage):
         if self.rounds > 1 and each <= warming:
             raise ValueError(f"rounds: {self.rounds} of {each} steps, of which warmup_steps takes {warming}")
         return self
+
+    @field_validator("packing")
+    @classmethod
+    def _one_way_to_batch(cls, packing: Packing | None, info: ValidationInfo) -> Packing | None:
+        if packing and info.data.get("buckets"):
+            raise ValueError("buckets are batches too; set buckets=null beside packing")
+        return packing
 
 
 class LanguageStage(Stage):

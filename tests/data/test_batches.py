@@ -8,9 +8,10 @@ import tiny_models
 import torch
 
 from trisense.chat import Audio, Image, Text
-from trisense.data.batches import Batch, by_answer, collate
+from trisense.data.batches import Batch, by_answer, collate, pack
 from trisense.data.world.feed import converse
 from trisense.data.world.single import Question
+from trisense.model.attention import visible
 from trisense.prompt import Prompt, fan, featured
 
 WIDTH = 16  # of both encoders of the tiny model
@@ -168,12 +169,14 @@ def test_a_fan_shares_what_is_alike_and_nothing_else() -> None:
 def test_who_sees_whom_is_what_a_naive_loop_says() -> None:
     rows = [fan(alone(0, 1, CHATS)), prompt(2, 1, 0, 2)]
     inputs = collate(rows).inputs
+    mask = visible(inputs["segments"], inputs["branches"])
     for row, one in enumerate(rows):
         branches = one.branches if one.branches is not None else np.zeros(len(one.ids), int)
         for here in range(len(branches)):
             seen = [there for there in range(here + 1) if branches[there] in (0, branches[here])]
-            assert np.flatnonzero(inputs["attention_mask"][row, 0, here]).tolist() == seen
+            assert np.flatnonzero(mask[row, 0, here]).tolist() == seen
             assert int(inputs["position_ids"][row, here]) == len(seen) - 1
+            assert int(inputs["predicted_from"][row, here]) == (seen[-2] if here else -1)
 
 
 def test_a_fan_of_one_is_the_prompt_itself(model) -> None:
@@ -183,6 +186,35 @@ def test_a_fan_of_one_is_the_prompt_itself(model) -> None:
     with torch.inference_mode():
         losses = [float(model(**collate([given]).inputs).loss) for given in (one, single)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+def test_branches_may_begin_with_their_answers(model) -> None:
+    """The same question twice, as with captions: the first token of each answer comes after the shared beginning."""
+    prompts = [*alone(1, 0, [["Where is it?"]]), *alone(1, 0, [["Where is it?"]]), *alone(1, 0, [["Where is it?"]])]
+    prompts = [Prompt(one.ids.copy(), one.mask, one.media, prompts[0].values) for one in prompts]
+    for number, one in enumerate(prompts):
+        one.ids[np.flatnonzero(one.mask)[:2]] += number
+    one = fan(prompts)
+    assert one.branches is not None and one.mask[one.branches == 1].all()
+    with torch.inference_mode():
+        together = model(**collate([one]).inputs).logits
+        apart = torch.cat([model(**collate([single]).inputs).logits for single in prompts])
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pack_holds_what_its_prompts_hold(prompts: list[Prompt]) -> None:
+    batch = pack([prompts[:2], prompts[2:]])
+    inputs = batch.inputs
+    assert batch.items == sum(int(one.mask.sum()) for one in prompts)
+    for row, members in enumerate((prompts[:2], prompts[2:])):
+        real = inputs["segments"][row] >= 0
+        assert inputs["input_ids"][row, real].tolist() == np.concatenate([one.ids for one in members]).tolist()
+        assert inputs["position_ids"][row, real].tolist() == [n for one in members for n in range(len(one.ids))]
+        supervised = np.concatenate([np.where(one.mask, one.ids, -100) for one in members])
+        assert inputs["labels"][row, real].tolist() == supervised.tolist()
+        assert (inputs["labels"][row, ~real] == -100).all()
+    images = [v for one in prompts for slot, v in zip(one.media, one.values, strict=True) if slot.sense == "image"]
+    assert np.array_equal(inputs["image_features"].numpy(), np.stack(images))
 
 
 def test_a_fan_is_about_one_context() -> None:

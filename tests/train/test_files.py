@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,14 @@ from PIL import Image as Pictures
 
 from trisense.assistant.assistant import Assistant
 from trisense.chat import Audio, Conversation, Image, Message, Text
-from trisense.data.batches import collate
+from trisense.data.batches import collate, pack
 from trisense.data.sources import open_source
 from trisense.data.transcripts import transcripts
 from trisense.data.world.samples import write
 from trisense.errors import BadInput
 from trisense.model.pretrained import load_design, load_processor
 from trisense.model.trained import load_trained, put_trained, read_recipe, staged
-from trisense.prompt import featured
+from trisense.prompt import fan, featured
 from trisense.recipe import FileStage, Recipe, ScheduledSampling, read
 from trisense.train import files
 from trisense.train.files import Learner, Samples, get_ready, media_in, train_stage
@@ -136,6 +139,102 @@ def test_a_stopped_stage_goes_on_and_ends_the_same(parts: Path, data: dict[str, 
     again = train_stage(tiny, "instruct", data["instruct"], out, device="cpu")
     for file in ("projector/image.safetensors", "adapter/adapter_model.safetensors"):
         assert (whole / file).read_bytes() == (again / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "packing"),
+    [
+        ("context-gpt", "align", "{tokens: 90}"),
+        ("jnana", "align", "{tokens: 90, share: false}"),
+        ("tinyclip-phi2", "align", "{tokens: 90}"),
+        ("eden", "instruct", "{tokens: 400}"),
+    ],
+)
+def test_a_stage_on_packed_rows_learns_and_goes_on_where_it_was_stopped(
+    name: str, stage: str, packing: str, parts: Path, data: dict[str, Path], tmp_path: Path
+):
+    options = [f"stages.{stage}.packing={packing}", f"stages.{stage}.steps=12", f"stages.{stage}.accumulate=2"]
+    if name == "tinyclip-phi2":
+        options += ["stages.align.scheduled_sampling.after=0", "stages.align.answers.longest_tokens=9"]
+    tiny = recipe(name, parts, *options)
+    file = data["caption" if stage == "align" else "instruct"]
+    whole = train_stage(tiny, stage, file, tmp_path / "whole", device="cpu")
+    first, *_, last = losses(tmp_path / "whole" / stage)
+    assert last < 0.95 * first
+    out = tmp_path / "stopped"
+    with monkey_stop(after=7), pytest.raises(KeyboardInterrupt):
+        train_stage(tiny, stage, file, out, device="cpu")
+    again = train_stage(tiny, stage, file, out, device="cpu")
+    for path in sorted(whole.rglob("*.safetensors")):
+        assert path.read_bytes() == (again / path.relative_to(whole)).read_bytes()
+    with pytest.raises(BadInput, match="was trained with packing"):
+        other = recipe(name, parts, *options, f"stages.{stage}.packing.tokens=91")
+        train_stage(other, stage, file, out, device="cpu")
+
+
+@contextmanager
+def monkey_stop(after: int) -> Iterator[None]:
+    """Ctrl-C in the batch that follows `after` others."""
+    real, seen = Learner.forward, 0
+
+    def counted(self: Learner, *arguments: Any, **inputs: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == after:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, *arguments, **inputs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "forward", counted)
+        yield
+
+
+def test_packed_rows_hold_what_is_about_one_picture_and_frozen_parts_get_no_gradient(
+    parts: Path, data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    tiny = recipe("eden", parts, "stages.instruct.packing={tokens: 2000}", "stages.instruct.steps=1")
+    inputs: list[dict[str, torch.Tensor]] = []
+    left: list[Learner] = []
+    real = Learner.forward
+
+    def watched(self: Learner, own_words: Any = None, **given: Any) -> Any:
+        inputs.append(given)
+        left.append(self)
+        for name, parameter in self.named_parameters():
+            learns = ".projector." in name or ".lora_" in name
+            assert parameter.requires_grad == learns
+        return real(self, own_words=own_words, **given)
+
+    monkeypatch.setattr(Learner, "forward", watched)
+    train_stage(tiny, "instruct", data["instruct"], tmp_path, device="cpu")
+    (row,) = inputs
+    # 48 questions about 24 pictures, of which 4 questions were kept from training.
+    assert len(row["image_features"]) < int((row["branches"] > 0).any()) + 24
+    assert int(row["segments"].max()) + 1 == len(row["image_features"])
+    assert (row["branches"] == 2).any(), "two questions about one picture share it"
+    assert not any(True for _ in left[0].model.senses["image"].encoder.parameters()), "the encoder has done its work"
+
+
+def test_buckets_and_packing_are_two_ways_to_batch(parts: Path):
+    with pytest.raises(BadInput, match=r"stages.instruct.packing: buckets are batches too; set buckets=null"):
+        recipe("jnana", parts, "stages.instruct.packing={tokens: 64}")
+    assert recipe("jnana", parts, "stages.instruct.packing={tokens: 64}", "stages.instruct.buckets=null")
+
+
+def test_own_words_in_a_fan_are_those_of_each_sample_alone(parts: Path):
+    model, processor = load_design(staged(recipe("tinyclip-phi2", parts), "align"))
+    features = np.random.default_rng(0).normal(size=(4, 16)).astype(np.float32)
+    picture = Conversation(messages=(Message(role="user", content=(Image(image=features),)),))
+    prompts = [featured(picture.answered(text), processor) for text in ("a long red caption", "short one", "a rose")]
+    learner = Learner(model, sampling=ScheduledSampling(first=2))
+    with torch.inference_mode():
+        packed = pack([[fan(prompts), prompts[1]]])
+        together = learner(**packed.inputs, num_items_in_batch=1, own_words=torch.tensor(True)).loss
+        alone = [collate([one]).inputs for one in (*prompts, prompts[1])]
+        apart = [learner(**one, num_items_in_batch=1, own_words=torch.tensor(True)).loss for one in alone]
+        truth = [learner(**one, num_items_in_batch=1).loss for one in alone]
+    assert float(together) == pytest.approx(float(sum(apart)), rel=1e-5)
+    assert abs(float(sum(truth)) - float(together)) > 1e-2
 
 
 def test_scheduled_sampling_feeds_the_models_own_words(parts: Path):

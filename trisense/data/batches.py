@@ -31,13 +31,16 @@ class Batch:
 
 
 def collate(prompts: Sequence[Prompt]) -> Batch:
-    """Pads prompts on the right and gathers their media's frozen features.
+    """Pads prompts on the right, one a row, and gathers their media's frozen features.
 
     Each `values[i]` of a prompt is the features [S, E] of its medium i, computed before by a frozen encoder. Gives
     input_ids, attention_mask, labels (-100 where nothing is supervised), all [B, T] int64; image_features [N, S, E];
-    audio_features [N, S, E] padded with zeros, audio_lengths [N]. Where a prompt is a fan, attention_mask is bool
-    [B, 1, T, T], True where a row may look at a column, and position_ids [B, T] come with it.
+    audio_features [N, S, E] padded with zeros, audio_lengths [N]. Where a prompt is a fan, segments, branches,
+    position_ids and predicted_from, [B, T] int64, as the model's forward takes them, stand for attention_mask.
     """
+    rows = [[prompt] for prompt in prompts]
+    if any(prompt.branches is not None for prompt in prompts):
+        return _batch(prompts, _packed(rows))
     longest = max(len(prompt.ids) for prompt in prompts)
     ids = np.zeros((len(prompts), longest), np.int64)  # [B, T]
     attention = np.zeros_like(ids)
@@ -47,9 +50,55 @@ def collate(prompts: Sequence[Prompt]) -> Batch:
         ids[row, :length] = prompt.ids
         attention[row, :length] = 1
         labels[row, :length] = np.where(prompt.mask, prompt.ids, -100)
-    inputs: dict[str, np.ndarray] = {"input_ids": ids, "attention_mask": attention, "labels": labels}
-    if any(prompt.branches is not None for prompt in prompts):
-        inputs |= _branched(prompts, longest)
+    # The first position predicts nothing, so a label there is no item; layouts never supervise it.
+    labels[:, :1] = -100
+    return _batch(prompts, {"input_ids": ids, "attention_mask": attention, "labels": labels})
+
+
+def pack(rows: Sequence[Sequence[Prompt]]) -> Batch:
+    """Prompts, fans among them, one behind the other in each row: as `collate`, but the positions of each begin at 0
+    and none sees another, so the model computes for each what it would compute for it alone."""
+    return _batch([prompt for row in rows for prompt in row], _packed(rows))
+
+
+def _packed(rows: Sequence[Sequence[Prompt]]) -> dict[str, np.ndarray]:
+    """Everything of packed rows but their media, [B, T]; padding is a segment of its own."""
+    longest = max(sum(len(prompt.ids) for prompt in row) for row in rows)
+    ids = np.zeros((len(rows), longest), np.int64)
+    labels, segments, predicted_from = (np.full_like(ids, fill) for fill in (-100, -1, -1))
+    branches, positions = np.zeros_like(ids), np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        start = 0
+        for number, prompt in enumerate(row):
+            here = (index, slice(start, start + len(prompt.ids)))
+            ids[here], segments[here] = prompt.ids, number
+            branches[here] = 0 if prompt.branches is None else prompt.branches
+            positions[here], before = _places(branches[here])
+            predicted_from[here] = np.where(before < 0, -1, start + before)
+            # What nothing comes before cannot be predicted.
+            labels[here] = np.where(prompt.mask & (before >= 0), prompt.ids, -100)
+            start += len(prompt.ids)
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "segments": segments,
+        "branches": branches,
+        "position_ids": positions,
+        "predicted_from": predicted_from,
+    }
+
+
+def _places(branches: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The position of each token of a prompt, and the place of the token before it, -1 for none, int64 [T]."""
+    places = np.arange(len(branches))
+    shared = int((branches == 0).sum())
+    # A branch starts where its number first appears; it goes on from the shared beginning.
+    starts = np.searchsorted(branches, branches)
+    first = (places == starts) & (branches > 0)
+    return places - np.where(branches > 0, starts - shared, 0), np.where(first, shared, places) - 1
+
+
+def _batch(prompts: Sequence[Prompt], inputs: dict[str, np.ndarray]) -> Batch:
     for sense in ("image", "audio"):
         features = [
             values
@@ -67,8 +116,7 @@ def collate(prompts: Sequence[Prompt]) -> Batch:
         if sense == "audio":
             inputs["audio_lengths"] = lengths
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    # The first position predicts nothing, so a label there is no item; layouts never supervise it.
-    return Batch(tensors, items=int((labels[:, 1:] != -100).sum()))
+    return Batch(tensors, items=int((inputs["labels"] != -100).sum()))
 
 
 def like_length(prompt_at: Callable[[int], Prompt], size: int, seed: int) -> Callable[[int], Batch]:
@@ -113,20 +161,3 @@ def by_answer(
         return [batches[i] for i in rng.permutation(count)]
 
     return lambda number: collate([prompt_of(sample) for sample in round_of(number // count)[number % count]])
-
-
-def _branched(prompts: Sequence[Prompt], longest: int) -> dict[str, np.ndarray]:
-    """Who sees whom, and who stands where, in rows of which some are fans; padding sees and is seen by padding only."""
-    branches = np.full((len(prompts), longest), -1)  # [B, T]
-    positions = np.zeros_like(branches)
-    for row, prompt in enumerate(prompts):
-        length = len(prompt.ids)
-        own = np.zeros(length, np.int64) if prompt.branches is None else prompt.branches
-        branches[row, :length] = own
-        shared = int((own == 0).sum())
-        # A branch starts where its number first appears; it goes on from the shared beginning.
-        starts = np.searchsorted(own, own)
-        positions[row, :length] = np.arange(length) - np.where(own > 0, starts - shared, 0)
-    of_row, of_column = branches[:, :, None], branches[:, None, :]
-    sees = np.tril(np.ones((longest, longest), np.bool_)) & ((of_row == of_column) | ((of_column == 0) & (of_row >= 0)))
-    return {"attention_mask": sees[:, None], "position_ids": positions}

@@ -16,7 +16,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from trisense.model.attention import SEGMENTS, pieces, visible
 from trisense.model.configuration import ENCODER_CONFIG, TrisenseConfig
+from trisense.model.loss import head_loss
 from trisense.model.senses import Sense
 
 # Letters: B rows, T positions, D width of the language model, V vocabulary, N media, S feature vectors of one medium,
@@ -120,7 +122,12 @@ class TrisenseForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_features: torch.FloatTensor | None = None,
         audio_features: torch.FloatTensor | None = None,
         audio_lengths: torch.LongTensor | None = None,
+        segments: torch.LongTensor | None = None,
+        branches: torch.LongTensor | None = None,
+        predicted_from: torch.LongTensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
+        return_logits: bool = True,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
@@ -135,14 +142,21 @@ class TrisenseForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_features: [N, M, F] float log-mel; input_features_mask: [N, F], 1 on real frames.
             image_features: [N, S, E], audio_features: [N, S, E] with audio_lengths [N]: features of a frozen encoder,
                 computed before, in place of pixels and mels.
+            segments, branches: [B, T] int64, for rows of several samples and for fans, in place of `attention_mask` and
+                with `position_ids`: who may look at whom, as `trisense.model.attention.visible` says.
+            predicted_from: [B, T] int64, the place in its row from which each label is predicted, where that is not the
+                place before (the first token of a branch).
             num_items_in_batch: divides the summed loss (token-weighted accumulation); default: the supervised tokens.
+            label_smoothing: share of a target's probability that is spread over all tokens.
+            return_logits: False lets a frozen head go without them, which is faster and takes less memory.
 
         Returns:
             `logits` [B, T, V]; with `labels`, `loss` and `logits` [supervised, V] only: the head runs nowhere else.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`; media with `inputs_embeds`; placeholders and
-                feature vectors that differ in number; labels for a language model that scales its logits.
+                feature vectors that differ in number; labels for a language model that scales its logits; packed
+                samples longer than the window through which a language model looks.
         """
         media = {
             "pixel_values": pixel_values,
@@ -171,19 +185,50 @@ class TrisenseForConditionalGeneration(PreTrainedModel, GenerationMixin):
             "use_cache": use_cache if labels is None else False,
             **kwargs,
         }
+        if segments is not None and branches is not None and position_ids is not None:
+            inputs |= self._attention(segments, branches, position_ids)
         if labels is None:
             return self.language_model(**inputs, logits_to_keep=logits_to_keep)
         if scaled := [key for key in SCALED if getattr(self.config.text_config, key, None) not in (None, 1, 1.0)]:
             raise ValueError(f"a language model with {scaled[0]} cannot be trained: the loss takes its logits unscaled")
         out = self.language_model.get_decoder()(**inputs)
-        supervised = labels[:, 1:] != -100  # [B, T - 1]
-        logits = self.get_output_embeddings()(out.last_hidden_state[:, :-1][supervised])  # [supervised, V]
-        targets = labels[:, 1:][supervised]
-        total = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+        if predicted_from is None:
+            hidden = out.last_hidden_state[:, :-1][labels[:, 1:] != -100]  # [supervised, D]
+            targets = labels[:, 1:][labels[:, 1:] != -100]
+        else:
+            rows, places = (labels != -100).nonzero(as_tuple=True)
+            hidden, targets = out.last_hidden_state[rows, predicted_from[rows, places]], labels[rows, places]
+        head = self.get_output_embeddings()
+        logits = None
+        if not return_logits and type(head) is nn.Linear and not any(p.requires_grad for p in head.parameters()):
+            total = head_loss(hidden, head, targets, label_smoothing)
+        else:
+            logits = head(hidden)  # [supervised, V]
+            total = nn.functional.cross_entropy(
+                logits.float(), targets, reduction="sum", label_smoothing=label_smoothing
+            )
         count = num_items_in_batch if num_items_in_batch is not None else max(len(targets), 1)
         return CausalLMOutputWithPast(
             loss=total / count, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions
         )
+
+    def _attention(self, segments: torch.Tensor, branches: torch.Tensor, positions: torch.Tensor) -> dict[str, Any]:
+        """What the language model's attention is told of packed rows."""
+        config = self.language_model.config
+        window = getattr(config, "sliding_window", None)
+        if window is not None and int(positions.max()) >= window:
+            raise ValueError(f"a packed sample has {int(positions.max()) + 1} positions, the window {window}")
+        implementation = config._attn_implementation
+        dropped = self.training and getattr(config, "attention_dropout", 0.0)
+        if implementation == SEGMENTS and not dropped:
+            # A mask of ones keeps transformers from reading packs out of the positions.
+            return {"attention_mask": torch.ones_like(segments), "packed": pieces(segments, branches)}
+        mask = visible(segments, branches)  # [B, 1, T, T]
+        if implementation == "eager":  # adds its mask
+            mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(
+                ~mask, torch.finfo(self.dtype).min
+            )
+        return {"attention_mask": mask}
 
     @torch.no_grad()
     def generate(self, input_ids: torch.LongTensor | None = None, **kwargs: Any):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,11 +20,14 @@ from trisense.assistant.transcribe import Transcript
 from trisense.chat import Audio, Conversation, Image, Message, Part, Text
 from trisense.data.batches import Batch, by_answer, like_length
 from trisense.data.features import Features, frozen_features
+from trisense.data.packing import Bundles, packed
 from trisense.data.rounds import disjoint, one_after_another
 from trisense.data.selection import NO_TRANSCRIPTS, Damaged, Selection, fitted, prepared, select
 from trisense.data.sources import Source, is_missing, open_source
 from trisense.data.transcripts import transcripts
 from trisense.errors import BadInput
+from trisense.model.attention import SEGMENTS
+from trisense.model.loss import fuse_activations
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.pretrained import add_adapter, load_design
 from trisense.model.senses import Sense
@@ -41,6 +44,8 @@ from trisense.train.processes import Parallel, Processes, join_processes
 ONE_IN = 10
 HELD_BACK = 200
 TRAINED = "trained"
+# By sense and path: features on disk, or some of them.
+Shown = Mapping[str, Features] | Mapping[str, Mapping[str, np.ndarray]]
 
 
 def train_stage(
@@ -142,6 +147,8 @@ def get_ready(
         add_adapter(model, design)
     for key, parameter in model.language_model.named_parameters():
         parameter.requires_grad_(stage.learns == "instruct" and ".lora_" in key)
+    if stage.packing and processes.device.type != "cuda":
+        model.language_model.set_attn_implementation(SEGMENTS)
     if stage.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
@@ -160,6 +167,9 @@ def get_ready(
     samples.leave_out_damaged()
     if processes.main:
         tqdm.write(samples.counts())
+    for sense in model.senses.values():  # has done its work
+        sense.encoder = nn.Identity()
+    fuse_activations(model)
     learner = Learner(model, stage.label_smoothing, stage.scheduled_sampling)
     held = [samples.prompt(index, processor, features) for index in samples.held]
     batch_at = _batches(samples, processor, features, processes.world)
@@ -181,18 +191,11 @@ class Learner(nn.Module):
         self.sampling = sampling
 
     def forward(self, own_words: torch.Tensor | None = None, **inputs: Any) -> CausalLMOutputWithPast:
-        """Inputs and output of the model's own forward. own_words: bool, whether scheduled sampling has begun."""
+        """Inputs and output of the model's own forward, but no logits. own_words: bool, whether scheduled sampling has
+        begun."""
         if self.sampling and own_words is not None and bool(own_words):
             inputs["input_ids"] = self._with_own_words(inputs, self.sampling.first)
-        out = self.model(**inputs)
-        if self.label_smoothing:
-            labels = inputs["labels"][:, 1:]
-            targets = labels[labels != -100]
-            count = inputs.get("num_items_in_batch", max(len(targets), 1))
-            smooth = self.label_smoothing
-            total = nn.functional.cross_entropy(out.logits.float(), targets, reduction="sum", label_smoothing=smooth)
-            out.loss = total / count
-        return out
+        return self.model(**inputs, label_smoothing=self.label_smoothing, return_logits=False)
 
     @torch.no_grad()
     def _with_own_words(self, inputs: dict[str, Any], first: int) -> torch.Tensor:
@@ -202,13 +205,18 @@ class Learner(nn.Module):
         arXiv:1906.07651), where the published code ran one pass per token.
         """
         ids = inputs["input_ids"].clone()
-        target = inputs["labels"][:, 1:] != -100  # [B, T - 1]
+        target = inputs["labels"] != -100  # [B, T]
+        target[:, 0] = False
         logits = self.model(**inputs).logits  # [supervised, V]
         logits[:, list(self.model.placeholders.values())] = -torch.inf
-        count = target.cumsum(1)
-        before = torch.where(target, 0, count).cummax(1).values  # targets of the answers before this one
-        own = target & (count - before > first)
-        ids[:, 1:][own] = logits.argmax(-1)[own[target]]
+        places = torch.arange(ids.shape[1], device=ids.device)
+        goes_on = target & target.roll(1, 1)  # from a target before it, which in a fan is not that of another branch
+        if "predicted_from" in inputs:
+            goes_on &= inputs["predicted_from"] == places - 1
+        # Targets of the answers before this one.
+        before = torch.where(target & ~goes_on, target.cumsum(1) - 1, 0).cummax(1).values
+        own = target & (target.cumsum(1) - before > first)
+        ids[own] = logits.argmax(-1)[own[target]]
         return ids
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -297,7 +305,7 @@ class Samples:
         which archives and streams are read best."""
         return media_in(self.conversation(index) for index in sorted((*self.pool, *self.held)))
 
-    def prompt(self, index: int, processor: Processor, features: Mapping[str, Features]) -> Prompt:
+    def prompt(self, index: int, processor: Processor, features: Shown) -> Prompt:
         """The rendered sample, its pictures and sounds as features [S, E]."""
 
         def shown(part: Part) -> Part:
@@ -310,6 +318,17 @@ class Samples:
             for message in self.conversation(index).messages
         ]
         return featured(Conversation(messages=tuple(messages)), processor)
+
+    def prompts(self, indices: Sequence[int], processor: Processor, features: Mapping[str, Features]) -> list[Prompt]:
+        """Rendered samples about the same media, which are the same arrays in all of them, as a fan wants them."""
+        paths = media_in([self.conversation(indices[0])])
+        same = {sense: {path: features[sense][path] for path in own} for sense, own in paths.items()}
+        return [self.prompt(index, processor, same) for index in indices]
+
+    def about(self, index: int) -> object:
+        """What a sample's media are; None for text alone."""
+        paths = media_in([self.conversation(index)])
+        return tuple(map(tuple, paths.values())) if any(paths.values()) else None
 
 
 def _transcripts(
@@ -353,8 +372,7 @@ def _too_few(selection: Selection) -> BadInput:
 def _batches(
     samples: Samples, processor: Processor, features: Mapping[str, Features], processes: int = 1
 ) -> Callable[[int], Batch]:
-    """The batch of a number, from the round that has it: of answers of like length or of prompts of like length, as the
-    stage says."""
+    """The batch of a number, from the round that has it."""
     stage = samples.stage
     width = stage.accumulate * processes
     rounds = [_batches_of(part, processor, features) for part in samples.rounds()]
@@ -371,7 +389,17 @@ def _batches(
 
 
 def _batches_of(samples: Samples, processor: Processor, features: Mapping[str, Features]) -> Callable[[int], Batch]:
+    """Packed rows, batches of answers of like length or of prompts of like length, as the stage says."""
     stage, seed = samples.stage, samples.seed
+    if stage.packing:
+        tokens, share = stage.packing.tokens, stage.packing.share
+        bundles = Bundles.of(
+            samples.pool,
+            lambda i: samples.prompt(i, processor, features),
+            lambda i: samples.about(i) if share else None,
+            tokens,
+        )
+        return packed(bundles, lambda members: samples.prompts(members, processor, features), tokens, seed)
     if stage.buckets:
         lengths = {index: samples.lengths[index] for index in samples.pool}
         return by_answer(lambda i: samples.prompt(i, processor, features), lengths, stage.buckets, seed)

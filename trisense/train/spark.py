@@ -359,11 +359,7 @@ def answer_samples(
         question = questions[0]
         length = int(np.flatnonzero(prompt.mask)[0])
         batch = collate([prompt])
-        media = {
-            name: t.to(device)
-            for name, t in batch.inputs.items()
-            if name not in ("input_ids", "attention_mask", "position_ids", "labels")
-        }
+        media = {name: t.to(device) for name, t in batch.inputs.items() if name.startswith(("image_", "audio_"))}
         ids = cast(torch.LongTensor, batch.inputs["input_ids"][:, :length].to(device))
         said = model.generate(ids, **media, max_new_tokens=24, do_sample=False)[0, length:]
         answers.append(Answer(question.text, processor.tokenizer.decode(said.tolist()).strip(), question.answer))

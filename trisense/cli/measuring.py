@@ -1,0 +1,91 @@
+"""Commands that measure speed: `bench`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import click
+
+from trisense.cli.common import json_option, need, print_json, seed_option
+from trisense.errors import BadInput
+
+
+@click.group()
+def bench() -> None:
+    """Measure speed, beside what a user would take instead."""
+
+
+@bench.command("train")
+@click.option(
+    "--stage",
+    "stages",
+    multiple=True,
+    type=click.Choice(["align", "instruct"]),
+    help="align: the projector alone learns; instruct: LoRA too. May be given more than once; default: both.",
+)
+@click.option(
+    "--size",
+    type=click.Choice(["small", "phi-2", "phi-3.5", "tiny"]),
+    default="small",
+    show_default=True,
+    help="Of the language model, with random weights: 78 M like phi-2, or the published shapes.",
+)
+@click.option(
+    "--tokens", type=click.IntRange(1), default=640, show_default=True, help="In a packed row of this package."
+)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of which medians are taken.")
+@click.option(
+    "--peak",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="TFLOPS",
+    help="What the device can do at most; default: its fastest matrix product here.",
+)
+@click.option("--threads", type=click.IntRange(1), help="Of the CPU; default: torch's.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="auto: a GPU where there is one.",
+)
+@seed_option
+@json_option
+def bench_train(
+    stages: tuple[Literal["align", "instruct"], ...],
+    size: str,
+    tokens: int,
+    rounds: int,
+    peak: float | None,
+    threads: int | None,
+    device: str,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Training steps of this package beside those of transformers' LLaVA and of one forward per token.
+
+    Equal weights and samples; that the losses agree is checked. Prints a table with medians.
+    """
+    need("train", "torch", "transformers", "peft")
+    import torch
+
+    from trisense.measure.bench import bench_train as run
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device cuda: torch finds no GPU here; give cpu or auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if threads:
+        torch.set_num_threads(threads)
+    report = run(
+        stages or ("align", "instruct"),
+        size,
+        device=device,
+        tokens=tokens,
+        rounds=rounds,
+        seed=seed,
+        peak=peak and peak * 1e12,
+    )
+    if as_json:
+        print_json(**report.to_dict())
+    else:
+        click.echo(str(report))

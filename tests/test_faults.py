@@ -29,7 +29,8 @@ from trisense.model.pretrained import load_design
 from trisense.model.trained import staged
 from trisense.prompt import Prompt, featured
 from trisense.recipe import Recipe, WarmupStage, read
-from trisense.train.files import Learner, train_stage
+from trisense.train.files import train_stage
+from trisense.train.learner import Learner
 from trisense.train.loop import train
 
 FIVE = ["context-gpt", "tinyclip-phi2", "jnana", "ft35", "eden"]

@@ -22,7 +22,7 @@ from trisense.cli import main
 from trisense.data.sources import remote
 from trisense.errors import BadInput
 from trisense.recipe import Recipe, read
-from trisense.train import files
+from trisense.train import files, samples
 from trisense.train.files import train_stage
 
 COUNT = 24
@@ -157,14 +157,14 @@ def test_boxes_are_written_as_the_encoder_sees_them(
     }
     (tmp_path / "instances.json").write_text(json.dumps(coco))
     seen: list[str] = []
-    real = files.Samples.conversation
+    real = samples.Samples.conversation
 
     def watched(self: Any, index: int) -> Any:
         found = real(self, index)
         seen.append(found.messages[1].content[0].text)
         return found
 
-    monkeypatch.setattr(files.Samples, "conversation", watched)
+    monkeypatch.setattr(samples.Samples, "conversation", watched)
     trained(recipe, tmp_path / "instances.json", tmp_path / "out", media=data / "train2017")
     resized = np.array([(40 + n) * 32 // 36 for n in range(COUNT)])
     left = (20 * resized / (40 + np.arange(COUNT)) - (resized - 32) // 2) / 32

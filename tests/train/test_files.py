@@ -28,8 +28,10 @@ from trisense.model.trained import load_trained, put_trained, read_recipe, stage
 from trisense.prompt import fan, featured
 from trisense.recipe import FileStage, Recipe, ScheduledSampling, read
 from trisense.train import files
-from trisense.train.files import Learner, Samples, get_ready, media_in, train_stage
+from trisense.train.files import get_ready, train_stage
+from trisense.train.learner import Learner
 from trisense.train.processes import Processes
+from trisense.train.samples import Samples, media_in
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "white": (250, 250, 250)}
 

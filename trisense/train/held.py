@@ -15,7 +15,8 @@ from trisense.prompt import Prompt
 from trisense.train.report import Answer
 
 if TYPE_CHECKING:
-    from trisense.train.files import Learner, Ready
+    from trisense.train.files import Ready
+    from trisense.train.learner import Learner
 
 # So many are answered, to be looked at.
 SHOWN = 4

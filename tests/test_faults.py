@@ -28,7 +28,8 @@ from trisense.model.parts import count_parts
 from trisense.model.pretrained import load_design
 from trisense.model.trained import staged
 from trisense.prompt import Prompt, featured
-from trisense.recipe import Recipe, WarmupStage, read
+from trisense.recipe import Recipe, read
+from trisense.stage import WarmupStage
 from trisense.train.files import train_stage
 from trisense.train.learner import Learner
 from trisense.train.loop import train

@@ -27,6 +27,7 @@ ROOMS = [
     "chat",
     "prompt",
     "recipes",
+    "stage",
     "recipe",
     "data.world",
     "engines",

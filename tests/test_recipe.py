@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from trisense.errors import BadInput
-from trisense.recipe import Contexts, FileStage, Recipe, ScheduledSampling, WarmupStage, World, names, read
+from trisense.recipe import Recipe, World, names, read
+from trisense.stage import Contexts, FileStage, ScheduledSampling, WarmupStage
 from trisense.tokens import TextTokenizer
 
 SMALL = """

@@ -12,28 +12,18 @@ from contextlib import suppress
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from trisense.chat import Layout
 from trisense.errors import BadInput
 from trisense.preprocess import AudioProcessor, ImageProcessor
-
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0)]
-Optimizer = Literal["adamw", "adamw8bit"]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-# The parts of a model that may have a learning rate of their own.
-PartName = Literal["encoder", "projector", "adapter", "language_model"]
+from trisense.stage import STAGES, AnyStage, Optimizer, Options, Positive, Rate
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Adapter(_Options):
+class Adapter(Options):
     """LoRA (Hu et al. 2021, arXiv:2106.09685): matrices of rank `r`, scaled by `alpha / r`, beside every linear layer
     of the language model whose name ends with one of `targets`."""
 
@@ -43,7 +33,7 @@ class Adapter(_Options):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
-class Quantisation(_Options):
+class Quantisation(Options):
     """How the frozen language model is kept: its linear layers, the head aside, as 4-bit NormalFloat in blocks of 64
     (QLoRA, Dettmers et al. 2023, arXiv:2305.14314), multiplied in `compute`."""
 
@@ -51,7 +41,7 @@ class Quantisation(_Options):
     compute: Literal["float16", "bfloat16", "float32"] = "bfloat16"
 
 
-class Design(_Options):
+class Design(Options):
     """What the model is made of.
 
     text, vision, audio: configurations of transformers as plain dicts with `model_type`, for a part that begins from
@@ -74,7 +64,7 @@ class Design(_Options):
     quantisation: Quantisation | None = None
 
 
-class Ears(_Options):
+class Ears(Options):
     """What a recipe hears with under `audio: embed`, where its design has no ears of its own.
 
     audio, sense, sounds: what goes into the design's `audio`, `senses.audio` and `sounds`. placeholder: its
@@ -88,60 +78,14 @@ class Ears(_Options):
     placeholder: str | int | None = None
 
 
-class World(_Options):
+class World(Options):
     """How many pictures and utterances of the small world are drawn and spoken before training."""
 
     pictures: Positive = 60_000
     utterances: Positive = 30_000
 
 
-class Contexts(_Options):
-    """The contexts that a language model learns from, and the questions about them; both are made as they are needed.
-
-    present: chance of each sense to be part of a context. senses: a context has at most so many. turns: questions asked
-    about one context. follow_up: chance that a question continues the conversation of the one before it; otherwise it
-    is asked alone. joined: whether a context is drawn again (ten times at most) until a question that joins all its
-    senses fits it. steps: whether answers that take a step between say it.
-    """
-
-    present: dict[Literal["image", "audio", "text"], float] = {"image": 0.85, "audio": 0.75, "text": 0.7}
-    senses: Annotated[int, Field(ge=1, le=3)] = 3
-    joined: bool = False
-    steps: bool = True
-    turns: Positive = 8
-    follow_up: Annotated[float, Field(ge=0, le=1)] = 0.2
-
-
-class Answers(_Options):
-    """How answers are prepared before they are learned. punctuation, stop_words: False removes them (`ft35`). longest,
-    longest_tokens: samples with a longer answer, in characters or tokens, are left out (`tinyclip-phi2`)."""
-
-    punctuation: bool = True
-    stop_words: bool = True
-    longest: Positive | None = None
-    longest_tokens: Positive | None = None
-
-
-class ScheduledSampling(_Options):
-    """The model's own words in place of the truth (Bengio et al. 2015, arXiv:1506.03099), as `tinyclip-phi2` learns
-    captions: after the share `after` of the steps, every target but the `first` of an answer is learned after what the
-    model itself finds likeliest for the ones before it."""
-
-    after: Annotated[float, Field(ge=0, lt=1)] = 0.6
-    first: Positive = 4
-
-
-class Packing(_Options):
-    """Samples one behind the other in rows of at most `tokens` tokens, in place of padded batches of `batch_size`: a
-    batch is one row, `accumulate` counts rows, and a sample that is longer has a row to itself. Loss and gradient are
-    those of the same samples padded. share: samples about the same picture have it, and all they begin with alike, once
-    in their row."""
-
-    tokens: Positive = 1024
-    share: bool = True
-
-
-class Speech(_Options):
+class Speech(Options):
     """Who writes down what is said, for a model without ears: a Hub id or a folder of Whisper. first_seconds: only the
     beginning of a sound is listened to (`tinyclip-phi2`)."""
 
@@ -149,7 +93,7 @@ class Speech(_Options):
     first_seconds: Rate | None = None
 
 
-class Answering(_Options):
+class Answering(Options):
     """How a trained model of this recipe is asked.
 
     describe: what it is asked about a picture that comes without a question, and in the first of two passes. passes: 2
@@ -164,159 +108,7 @@ class Answering(_Options):
     speech: Speech | None = None
 
 
-class OneCycle(_Options):
-    """The one-cycle policy (Smith 2018, arXiv:1803.09820), by the names and with the defaults of torch's `OneCycleLR`.
-
-    The rate rises from `lr / div_factor` to `lr` in the share `pct_start` of the steps and falls to
-    `lr / div_factor / final_div_factor`; with `three_phase` it first falls to where it began, in as many steps as it
-    rose. cycle_momentum: the first of Adam's betas falls from `max_momentum` to `base_momentum` while the rate rises,
-    and goes back; `betas` says the second alone then.
-    """
-
-    pct_start: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    anneal_strategy: Literal["cos", "linear"] = "cos"
-    div_factor: Annotated[float, Field(ge=1)] = 25.0
-    final_div_factor: Annotated[float, Field(ge=1)] = 1e4
-    three_phase: bool = False
-    cycle_momentum: bool = True
-    base_momentum: Beta = 0.85
-    max_momentum: Beta = 0.95
-
-    @model_validator(mode="after")
-    def _phases_fit(self) -> OneCycle:
-        if self.three_phase and self.pct_start > 0.5:
-            raise ValueError(f"pct_start: {self.pct_start:g} twice is more than all; three_phase takes 0.5 at most")
-        return self
-
-
-class Stage(_Options):
-    """One stage of training: what every kind of it has. steps count batches of `batch_size` x `accumulate`.
-
-    lrs: learning rates of parts, in place of `lr`; they follow its schedule. warmup_steps: of every schedule but
-    `one-cycle`, whose rise is one. betas, eps: of Adam.
-    """
-
-    steps: Positive
-    batch_size: Positive = 32
-    accumulate: Positive = 1
-    lr: Rate = 1e-3
-    lrs: dict[PartName, Rate] = {}
-    warmup_steps: int = 200
-    schedule: Literal["cosine", "linear", "constant", "one-cycle"] = "cosine"
-    one_cycle: OneCycle = OneCycle()
-    optimizer: Optimizer = "adamw"
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
-    eps: Rate = 1e-8
-    weight_decay: float = 0.01
-    clip: Rate = 1.0
-    precision: Literal["float32", "bf16"] = "float32"
-    log_every: Positive = 50
-    evaluate_every: Positive = 500
-    save_every: Positive = 500
-
-
-class WarmupStage(Stage):
-    """On the small world: `see` and `hear` train an encoder alone, `align` teaches the projectors to write the words
-    that `read` taught the language model."""
-
-    learned_from: ClassVar[str] = "pictures and utterances of the small world"
-    learns: Literal["see", "hear", "align"]
-
-
-class WorldStage(Stage):
-    """On questions about the small world: `read` trains the language model on media written in words, `answer` on what
-    frozen encoders and projectors make of them."""
-
-    learned_from: ClassVar[str] = "questions about the small world"
-    learns: Literal["read", "answer"]
-    contexts: Contexts = Contexts()
-
-
-class FileStage(Stage):
-    """On files of conversations, with pretrained parts: `caption` trains the projectors, `instruct` the adapter and the
-    projectors with it.
-
-    data: what the published run learned from. layout: in place of the design's. turns: each question with its answer
-    is a sample of its own. rounds: the samples are split into so many disjoint subsets; one after the other is learned
-    from for its share of the steps, each with the schedule from its beginning, going on from what the one before has
-    trained (`ft35`, `eden`; warm restarts: Loshchilov & Hutter 2017, arXiv:1608.03983). label_smoothing: share of a
-    target's probability that is spread over all tokens. buckets, packing: batches of answers of like length, or packed
-    rows; default: of prompts of like length.
-    """
-
-    learns: Literal["caption", "instruct"]
-    data: str = ""
-
-    @property
-    def learned_from(self) -> str:
-        return self.data or "a file of conversations"
-
-    layout: Layout | None = None
-    answers: Answers = Answers()
-    turns: bool = True
-    buckets: Annotated[dict[Positive, Positive], Field(min_length=1)] | None = None
-    packing: Packing | None = None
-    scheduled_sampling: ScheduledSampling | None = None
-    rounds: Positive = 1
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    gradient_checkpointing: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _projector_lr(cls, values: Any) -> Any:
-        """Recipes saved before there was `lrs` had the projectors' rate under a key of its own."""
-        if not isinstance(values, dict) or "projector_lr" not in values:
-            return values
-        values = dict(values)
-        rate, lrs = values.pop("projector_lr"), values.get("lrs") or {}
-        if rate is not None:
-            if not isinstance(lrs, dict) or lrs.get("projector", rate) != rate:
-                raise ValueError("projector_lr: an older name of lrs.projector, which is given too; leave it out")
-            values["lrs"] = {**lrs, "projector": rate}
-        return values
-
-    @model_validator(mode="after")
-    def _rounds_have_steps(self) -> FileStage:
-        each, warming = self.steps // self.rounds, 0 if self.schedule == "one-cycle" else self.warmup_steps
-        if self.rounds > 1 and each <= warming:
-            raise ValueError(f"rounds: {self.rounds} of {each} steps, of which warmup_steps takes {warming}")
-        return self
-
-    @field_validator("packing")
-    @classmethod
-    def _one_way_to_batch(cls, packing: Packing | None, info: ValidationInfo) -> Packing | None:
-        if packing and info.data.get("buckets"):
-            raise ValueError("buckets are batches too; set buckets=null beside packing")
-        return packing
-
-
-class LanguageStage(Stage):
-    """On plain text: `language` trains the design's tokenizer and its language model from nothing.
-
-    data: what the published run learned from. block_size: tokens of a window of the packed text. held_back: share of
-    the windows, at the end of the text, that is evaluated with and never learned.
-    """
-
-    learns: Literal["language"]
-    data: str = ""
-    block_size: Positive = 128
-    held_back: Annotated[float, Field(gt=0, lt=1)] = 0.01
-
-    @property
-    def learned_from(self) -> str:
-        return self.data or "plain text"
-
-
-# Which class a stage is, by what it learns.
-STAGES: dict[str, type[Stage]] = {
-    learns: kind
-    for kind in (WarmupStage, WorldStage, FileStage, LanguageStage)
-    for learns in get_args(kind.model_fields["learns"].annotation)
-}
-AnyStage = Annotated[WarmupStage | WorldStage | FileStage | LanguageStage, Field(discriminator="learns")]
-
-
-class Recipe(_Options):
+class Recipe(Options):
     """A design, how it is asked, and the stages that train it.
 
     audio: `transcript` for a design without ears, to which Whisper writes down what is said (`answering.speech`), or

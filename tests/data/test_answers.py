@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from trisense.chat import Conversation
 from trisense.data.answers import STOP_WORDS, prepare, prepared
-from trisense.recipe import Answers, FileStage, read
+from trisense.recipe import read
+from trisense.stage import Answers, FileStage
 
 BARE = Answers(punctuation=False, stop_words=False)
 

@@ -16,7 +16,7 @@ from trisense.data.sources import open_source
 from trisense.errors import BadInput
 from trisense.preprocess import ImageProcessor
 from trisense.prompt import Processor
-from trisense.recipe import FileStage
+from trisense.stage import FileStage
 
 PICTURE_TOKENS = 3
 # One byte is one token; markers of one token each.

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from trisense.data.batches import by_answer, like_length
 from trisense.prompt import Prompt
-from trisense.recipe import WarmupStage
+from trisense.stage import WarmupStage
 from trisense.train.loop import train
 
 SAMPLES = 40

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from toy import batch_at, evaluate, stage, toy
 
-from trisense.recipe import WarmupStage
+from trisense.stage import WarmupStage
 from trisense.train.card import _duration, _spaced, commit
 from trisense.train.loop import train
 from trisense.train.report import Answer

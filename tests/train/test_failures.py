@@ -10,7 +10,7 @@ from toy import Toy, batch_at, stage
 
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
-from trisense.recipe import Answers, FileStage
+from trisense.stage import Answers, FileStage
 from trisense.train.checkpoints import CHECKPOINT
 from trisense.train.failures import enough_memory
 from trisense.train.loop import train

@@ -26,7 +26,8 @@ from trisense.errors import BadInput
 from trisense.model.pretrained import load_design, load_processor
 from trisense.model.trained import load_trained, put_trained, read_recipe, staged
 from trisense.prompt import fan, featured
-from trisense.recipe import FileStage, Recipe, ScheduledSampling, read
+from trisense.recipe import Recipe, read
+from trisense.stage import FileStage, ScheduledSampling
 from trisense.train import files
 from trisense.train.files import get_ready, train_stage
 from trisense.train.learner import Learner

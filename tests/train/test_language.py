@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForC
 
 from trisense.errors import BadInput
 from trisense.model.trained import load_trained
-from trisense.recipe import LanguageStage, Recipe, read
+from trisense.recipe import Recipe, read
+from trisense.stage import LanguageStage
 from trisense.tokens import TextTokenizer
 from trisense.train.files import train_stage as train_files
 from trisense.train.language import (

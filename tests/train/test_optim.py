@@ -13,7 +13,8 @@ from torch import nn
 from toy import batch_at, stage, toy
 
 from trisense.errors import BadInput
-from trisense.recipe import FileStage, Recipe, read
+from trisense.recipe import Recipe, read
+from trisense.stage import FileStage
 from trisense.train.checkpoints import CHECKPOINT
 from trisense.train.loop import train
 from trisense.train.optim import Schedule, learning_rate, make_optimizer, momentum, parameter_groups, part_of

@@ -14,7 +14,8 @@ from trisense.cli import main
 from trisense.data.world.feed import Feed
 from trisense.errors import BadInput
 from trisense.prompt import featured
-from trisense.recipe import Recipe, WorldStage, read
+from trisense.recipe import Recipe, read
+from trisense.stage import WorldStage
 from trisense.train import spark
 from trisense.train.spark import answer_accuracy, answer_samples, frozen_features, held_back, train_spark, world_texts
 

@@ -17,7 +17,8 @@ from trisense.data.world.single import in_words
 from trisense.engines import PACKAGED
 from trisense.engines.local import LocalEngine
 from trisense.model.checkpoint import load_model
-from trisense.recipe import FileStage, names, read
+from trisense.recipe import names, read
+from trisense.stage import FileStage
 from trisense.train.files import train_stage
 
 TWINS = [name for name in names() if "@" in name]

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
-from trisense.recipe import WarmupStage
+from trisense.stage import WarmupStage
 from trisense.train.loop import train
 
 

@@ -6,7 +6,7 @@ import re
 import string
 
 from trisense.chat import Conversation, Message, Text
-from trisense.recipe import Answers
+from trisense.stage import Answers
 
 # The function words of English; what `ft35` removes so that a small adapter spends its answers on the others.
 STOP_WORDS = frozenset(

@@ -20,7 +20,7 @@ from trisense.data.sources.files import printable
 from trisense.errors import BadInput
 from trisense.preprocess import ImageProcessor
 from trisense.prompt import Processor
-from trisense.recipe import FileStage
+from trisense.stage import FileStage
 
 NO_TRANSCRIPTS: Mapping[str, Transcript | BadInput] = MappingProxyType({})
 

@@ -24,7 +24,7 @@ from trisense.model.parts import published
 from trisense.model.projector import build_projector
 from trisense.model.senses import Sense, build_encoder
 from trisense.prompt import Prompt
-from trisense.recipe import FileStage
+from trisense.stage import FileStage
 from trisense.train.learner import Learner
 from trisense.train.optim import make_optimizer
 

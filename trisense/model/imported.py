@@ -28,7 +28,8 @@ from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.parts import design_config, linear_layers
 from trisense.model.senses import Sense
 from trisense.model.trained import plain_name, write_trained
-from trisense.recipe import Adapter, FileStage, Recipe
+from trisense.recipe import Adapter, Recipe
+from trisense.stage import FileStage
 
 # Settings of peft by which matrices mean something else than `design.adapter` says; they are empty in the published.
 OTHERWISE = (

@@ -20,7 +20,8 @@ from trisense.errors import BadInput
 from trisense.model.configuration import TrisenseConfig, sub_config
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.senses import Sense
-from trisense.recipe import Adapter, Design, Optimizer
+from trisense.recipe import Adapter, Design
+from trisense.stage import Optimizer
 
 # bitsandbytes keeps one float32 scale for so many 4-bit weights.
 BLOCK = 64

@@ -11,7 +11,8 @@ from huggingface_hub import HfApi, get_token
 from trisense.engines import HUB_ID
 from trisense.errors import BadInput
 from trisense.model.trained import RECIPE_FILE, read_recipe
-from trisense.recipe import FileStage, Recipe
+from trisense.recipe import Recipe
+from trisense.stage import FileStage
 
 CARD = "README.md"
 # Stands in a card for the repository until that is known.

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from trisense import __version__
-from trisense.recipe import Stage
+from trisense.stage import Stage
 from trisense.train.disk import write_text
 from trisense.train.processes import Processes
 

@@ -10,7 +10,7 @@ import torch
 
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
-from trisense.recipe import FileStage, Stage
+from trisense.stage import FileStage, Stage
 from trisense.train.disk import write_whole
 
 

@@ -27,7 +27,8 @@ from trisense.model.pretrained import add_adapter, load_design
 from trisense.model.senses import Sense
 from trisense.model.trained import has_adapter, put_trained, save_trained, staged
 from trisense.prompt import Processor, Prompt
-from trisense.recipe import FileStage, Recipe, Speech
+from trisense.recipe import Recipe, Speech
+from trisense.stage import FileStage
 from trisense.train.checkpoints import CHECKPOINT, same_run
 from trisense.train.held import held_back_loss, shown_answers
 from trisense.train.learner import Learner

@@ -24,7 +24,8 @@ from trisense.errors import BadInput
 from trisense.model.build import train_tokenizer
 from trisense.model.configuration import sub_config
 from trisense.model.folders import whole_folder
-from trisense.recipe import Design, LanguageStage, Recipe
+from trisense.recipe import Design, Recipe
+from trisense.stage import LanguageStage
 from trisense.tokens import TextTokenizer
 from trisense.train.checkpoints import CHECKPOINT, same_run
 from trisense.train.loop import train

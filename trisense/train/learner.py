@@ -9,7 +9,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from trisense.model.modeling import TrisenseForConditionalGeneration
-from trisense.recipe import ScheduledSampling
+from trisense.stage import ScheduledSampling
 
 
 class Learner(nn.Module):

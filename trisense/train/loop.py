@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
-from trisense.recipe import Stage
+from trisense.stage import Stage
 from trisense.train.checkpoints import CHECKPOINT, Checkpoint, seed_all
 from trisense.train.failures import bad_step, enough_memory
 from trisense.train.optim import Schedule, make_optimizer

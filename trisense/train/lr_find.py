@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
-from trisense.recipe import Stage
+from trisense.stage import Stage
 from trisense.train.lr_plot import plot
 from trisense.train.optim import make_optimizer
 from trisense.train.processes import launched

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from trisense.errors import BadInput
-from trisense.recipe import FileStage, OneCycle, PartName, Stage
+from trisense.stage import FileStage, OneCycle, PartName, Stage
 
 # How the names of a model's parameters tell its parts, the first that fits. An adapter stands inside the language
 # model, and a language model may have an encoder of its own.

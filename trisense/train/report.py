@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from trisense.data.batches import Batch
-from trisense.recipe import Stage
+from trisense.stage import Stage
 from trisense.train.card import CARD, write_card
 from trisense.train.disk import full_disk, write_text
 from trisense.train.plot import Font, line_plot, save_plot

@@ -20,7 +20,7 @@ from trisense.data.selection import NO_TRANSCRIPTS, Damaged, Selection, fitted, 
 from trisense.data.sources import Source
 from trisense.errors import BadInput
 from trisense.prompt import Processor, Prompt, featured
-from trisense.recipe import FileStage
+from trisense.stage import FileStage
 from trisense.train.optim import round_starts
 
 # One sample in so many, but at most HELD_BACK, is kept from training, to evaluate with.

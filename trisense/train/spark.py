@@ -28,7 +28,8 @@ from trisense.model.build import build_model, build_processor, train_tokenizer
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.senses import Sense
 from trisense.prompt import Processor
-from trisense.recipe import Recipe, Stage, WorldStage
+from trisense.recipe import Recipe
+from trisense.stage import Stage, WorldStage
 from trisense.tokens import TextTokenizer
 from trisense.train.align import Align, align_accuracy, align_batch
 from trisense.train.checkpoints import same_run

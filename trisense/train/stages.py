@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from trisense.errors import BadInput
-from trisense.recipe import FileStage, LanguageStage, Recipe
+from trisense.recipe import Recipe
+from trisense.stage import FileStage, LanguageStage
 from trisense.train import files, language
 from trisense.train.processes import Parallel
 

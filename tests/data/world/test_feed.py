@@ -15,7 +15,7 @@ from trisense.data.world.facts import HELD_OUT
 from trisense.data.world.feed import Features, Feed, converse
 from trisense.data.world.single import Question
 from trisense.prompt import featured
-from trisense.recipe import Contexts
+from trisense.stage import Contexts
 
 PICTURES, UTTERANCES, WIDTH = 40, 300, 3
 

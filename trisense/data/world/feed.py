@@ -14,7 +14,7 @@ from trisense.data.world.facts import Topic, Utterance
 from trisense.data.world.questions import ask_any, ask_many
 from trisense.data.world.single import Question
 from trisense.prompt import Processor, Prompt, fan, featured
-from trisense.recipe import Contexts
+from trisense.stage import Contexts
 
 # So often is a context drawn again in search of one whose senses can be joined.
 REDRAWS = 10

@@ -7,21 +7,22 @@ against what the untouched model gives for the same batch, and what is left is w
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
 from trisense.stage import Stage
-from trisense.train.lr_plot import plot
+from trisense.train.disk import write_text
 from trisense.train.optim import make_optimizer
+from trisense.train.plot import line_plot, save_plot
 from trisense.train.processes import launched
 
 # A loss so many times the lowest, and as far above the first as the lowest is below it, has left what can be learned.
@@ -37,6 +38,7 @@ FIRST = 5
 CLEAR = 4.0
 LEAST = 1e-3
 NAME = "lr_find"
+SIZE = (960, 600)
 
 
 @dataclass(frozen=True)
@@ -190,13 +192,27 @@ def judge(rates: list[float], losses: list[float], untouched: list[float], diver
 
 
 def save_range_test(test: RangeTest, title: str, folder: Path) -> tuple[Path, Path]:
-    """Writes `lr_find.json` and its plot `lr_find.png`, each aside and renamed; nothing else of the folder changes."""
+    """Writes `lr_find.json` and its plot `lr_find.png`, each whole or not at all; nothing else there changes."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers, picture = folder / f"{NAME}.json", folder / f"{NAME}.png"
-    aside = numbers.with_suffix(".part")
-    aside.write_text(json.dumps({"title": title, **asdict(test)}, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, numbers)
-    marks = {"steepest descent": test.steepest, "a tenth of the lowest": test.tenth}
-    plot(title, test.rates, test.even, test.smoothed, marks).save(aside, format="PNG")
-    os.replace(aside, picture)
+    write_text(numbers, json.dumps({"title": title, **asdict(test)}, indent=1) + "\n")
+    save_plot(drawn(test, title), picture)
     return numbers, picture
+
+
+def drawn(test: RangeTest, title: str) -> Image.Image:
+    """Losses over rates, smoothed and single, with what is suggested. What lies far above the start, where a test
+    diverged, is cut off, so that the fall can be seen."""
+    first, lowest = test.smoothed[0], min(test.smoothed)
+    suggested = {"steepest descent": test.steepest, "a tenth of the lowest's": test.tenth}
+    return line_plot(
+        {"smoothed": (test.rates, test.smoothed)},
+        title,
+        "learning rate",
+        "loss",
+        log_x=True,
+        marks={name: rate for name, rate in suggested.items() if rate is not None},
+        dots=(test.rates, test.even),
+        highest=first + max(first - lowest, 0.05 * abs(first)),
+        size=SIZE,
+    )

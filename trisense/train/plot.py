@@ -13,7 +13,7 @@ from trisense.train.disk import write_whole
 
 # Told apart by people who see few colours too (Okabe & Ito 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-INK, GRID = "#222222", "#dddddd"
+INK, GRID, PALE = "#222222", "#dddddd", "#b8c4d0"
 # Drawn this many times larger, then made smaller: smooth lines.
 SCALE = 3
 
@@ -30,16 +30,20 @@ def line_plot(
     log_x: bool = False,
     log_y: bool = False,
     marks: Mapping[str, float] | None = None,
+    dots: Line | None = None,
+    highest: float = math.inf,
     size: tuple[int, int] = (800, 450),
 ) -> Image.Image:
     """A picture of named lines, each as its xs and ys; points that are not finite, or that a logarithm has no place
-    for, are gaps. marks: names -> xs at which a dashed line stands. size: width, height in pixels."""
+    for, are gaps, and so are those above `highest`. marks: names -> xs at which a dashed line stands. dots: pale points
+    below the lines, as of single measurements. size: width, height in pixels."""
     width, height = size
     image = Image.new("RGB", (width * SCALE, height * SCALE), "white")
     draw = ImageDraw.Draw(image)
     small, large = (ImageFont.load_default(points * SCALE) for points in (12, 15))
-    shown = {name: _runs(xs, ys, log_x, log_y) for name, (xs, ys) in lines.items()}
-    points = [point for runs in shown.values() for run in runs for point in run]
+    shown = {name: _runs(xs, ys, log_x, log_y, highest) for name, (xs, ys) in lines.items()}
+    pale = [point for run in (_runs(*dots, log_x, log_y, highest) if dots else []) for point in run]
+    points = [point for runs in shown.values() for run in runs for point in run] + pale
     marks = {name: x for name, x in (marks or {}).items() if not log_x or x > 0}
     marked = [_place(x, log_x) for x in marks.values()]
     x_ticks = _ticks(*_range([x for x, _ in points] + marked), log_x)
@@ -64,6 +68,8 @@ def line_plot(
             y = at(x_range[0], value)[1]
             draw.line([(left, y), (right, y)], GRID, SCALE)
             draw.text((left - 5 * SCALE, y), text, INK, small, anchor="rm")
+    for x, y in (at(*point) for point in pale):
+        draw.ellipse((x - 2 * SCALE, y - 2 * SCALE, x + 2 * SCALE, y + 2 * SCALE), PALE)
     for number, runs in enumerate(shown.values()):
         colour = COLOURS[number % len(COLOURS)]
         for run in runs:
@@ -73,13 +79,16 @@ def line_plot(
             else:
                 (x, y), r = placed[0], 2 * SCALE
                 draw.ellipse((x - r, y - r, x + r, y + r), colour)
-    for (name, x), value in zip(marks.items(), marked, strict=True):
+    for number, ((name, x), value) in enumerate(zip(marks.items(), marked, strict=True)):
         place = at(value, y_range[0])[0]
         for start in range(int(top), int(bottom), 8 * SCALE):
             draw.line([(place, start), (place, start + 4 * SCALE)], INK, SCALE)
         near_end = place > (left + right) / 2
         offset = -4 * SCALE if near_end else 4 * SCALE
-        draw.text((place + offset, top + 4 * SCALE), f"{name} {x:.3g}", INK, small, anchor="ra" if near_end else "la")
+        words = (place + offset, top + (4 + 18 * number) * SCALE)
+        text, anchor = f"{name} {x:.3g}", "ra" if near_end else "la"
+        draw.rectangle(draw.textbbox(words, text, small, anchor=anchor), "white")  # another mark's line may be there
+        draw.text(words, text, INK, small, anchor=anchor)
     draw.line([(left, top), (left, bottom), (right, bottom)], INK, SCALE)
     draw.text((left, 8 * SCALE), title, INK, large)
     draw.text(((left + right) / 2, (height - 8) * SCALE), x_label, INK, small, anchor="md")
@@ -99,11 +108,14 @@ def _place(value: float, log: bool) -> float:
     return math.log10(value) if log else value
 
 
-def _runs(xs: Sequence[float], ys: Sequence[float], log_x: bool, log_y: bool) -> list[list[tuple[float, float]]]:
+def _runs(
+    xs: Sequence[float], ys: Sequence[float], log_x: bool, log_y: bool, highest: float
+) -> list[list[tuple[float, float]]]:
     """The points of a line in the units of the axes, cut where one has no place."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(xs, ys, strict=True):
-        fits = math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x) and (y > 0 or not log_y)
+        finite = math.isfinite(x) and math.isfinite(y)
+        fits = finite and y <= highest and (x > 0 or not log_x) and (y > 0 or not log_y)
         if fits:
             runs[-1].append((_place(x, log_x), _place(y, log_y)))
         elif runs[-1]:

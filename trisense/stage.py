@@ -138,8 +138,8 @@ class WorldStage(Stage):
 
 
 class FileStage(Stage):
-    """On files of conversations, with pretrained parts: `caption` trains the projectors, `instruct` the adapter and the
-    projectors with it.
+    """On files of conversations, with pretrained parts: `caption` trains the projectors, `instruct` the adapter and,
+    unless `freeze_projector` says otherwise, the projectors with it.
 
     data: what the published run learned from. layout: in place of the design's. turns: each question with its answer
     is a sample of its own. rounds: the samples are split into so many disjoint subsets; one after the other is learned
@@ -164,6 +164,7 @@ class FileStage(Stage):
     scheduled_sampling: ScheduledSampling | None = None
     rounds: Positive = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    freeze_projector: bool = False
     gradient_checkpointing: bool = False
 
     @model_validator(mode="before")

@@ -15,6 +15,7 @@ import pytest
 import tiny_models
 import torch
 from PIL import Image as Pictures
+from safetensors.torch import load_file
 
 from trisense.assistant.assistant import Assistant
 from trisense.chat import Audio, Conversation, Image, Message, Text
@@ -125,6 +126,20 @@ def test_every_recipe_goes_through_its_stages(name: str, parts: Path, data: dict
     picture = data["caption"].parent / "000000000000.png"
     assistant = Assistant.from_pretrained(after, "cpu")
     assert assistant.answer(Conversation.ask("Which?", images=[picture]), max_new_tokens=9).text
+
+
+def test_an_adapter_learns_alone_beside_projectors_that_are_kept(parts: Path, data: dict[str, Path], tmp_path: Path):
+    kept = ["stages.instruct.freeze_projector=true", "stages.align.steps=2", "stages.instruct.steps=6"]
+    tiny = recipe("context-gpt", parts, *kept)
+    before = train_stage(tiny, "align", data["caption"], tmp_path, device="cpu")
+    after = train_stage(tiny, "instruct", data["instruct"], tmp_path, device="cpu")
+    projector = "projector/image.safetensors"
+    assert (after / projector).read_bytes() == (before / projector).read_bytes()
+    adapter = load_file(after / "adapter" / "adapter_model.safetensors")
+    assert all(value.abs().sum() > 0 for name, value in adapter.items() if "lora_B" in name), "they begin as zeros"
+    with pytest.raises(BadInput, match="nothing learns"):
+        still = recipe("context-gpt", parts, "stages.align.freeze_projector=true")
+        train_stage(still, "align", data["caption"], tmp_path / "still", device="cpu")
 
 
 def test_a_stopped_stage_goes_on_and_ends_the_same(parts: Path, data: dict[str, Path], tmp_path: Path):

@@ -138,6 +138,8 @@ def get_ready(
         add_adapter(model, design)
     for key, parameter in model.language_model.named_parameters():
         parameter.requires_grad_(stage.learns == "instruct" and ".lora_" in key)
+    for sense in model.senses.values():
+        cast(Sense, sense).projector.requires_grad_(not stage.freeze_projector)
     if stage.packing and processes.device.type != "cuda":
         model.language_model.set_attn_implementation(SEGMENTS)
     if stage.gradient_checkpointing:

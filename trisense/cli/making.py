@@ -173,6 +173,7 @@ def train_spark(
 @train_device_option
 @parallel_option
 @tracker_option
+@click.option("--doctor/--no-doctor", default=True, show_default=True, help="Look for what is wrong before step 1.")
 def train_stage(
     recipe: str,
     stage: str,
@@ -186,6 +187,7 @@ def train_stage(
     device: str,
     parallel: Literal["ddp", "fsdp"],
     tracker: str | None,
+    doctor: bool,
 ) -> None:
     """Train STAGE of RECIPE on FILE: LLaVA's json, COCO's captions or boxes, JSON lines of OpenAI's messages, parquet,
     or WebDataset shards, with pictures in a folder, in a zip or in the file itself; a stage that learns language on
@@ -201,7 +203,7 @@ def train_stage(
     from trisense.train.stages import train_stage as run
 
     how = {"device": device, "seed": seed, "skip_bad": skip_bad, "parallel": parallel, "tracker": tracker}
-    wrote(run(read(recipe, overrides), stage, data, out, media=media, after=after, **how))
+    wrote(run(read(recipe, overrides), stage, data, out, media=media, after=after, doctor=doctor, **how))
 
 
 def wrote(folder: Path) -> None:

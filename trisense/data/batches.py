@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -21,13 +21,14 @@ WINDOW = 8
 @dataclass(frozen=True)
 class Batch:
     """`inputs`: keyword arguments of the model's forward. `items`: what the loss counts, so that gradients of several
-    batches are weighted by tokens and not by batches."""
+    batches are weighted by tokens and not by batches. `prompts`: what it was made of, so that it can be checked."""
 
     inputs: dict[str, torch.Tensor]
     items: int
+    prompts: tuple[Prompt, ...] = ()
 
     def to(self, device: torch.device) -> Batch:
-        return Batch({name: tensor.to(device) for name, tensor in self.inputs.items()}, self.items)
+        return replace(self, inputs={name: tensor.to(device) for name, tensor in self.inputs.items()})
 
 
 def collate(prompts: Sequence[Prompt]) -> Batch:
@@ -116,7 +117,7 @@ def _batch(prompts: Sequence[Prompt], inputs: dict[str, np.ndarray]) -> Batch:
         if sense == "audio":
             inputs["audio_lengths"] = lengths
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    return Batch(tensors, items=int((inputs["labels"] != -100).sum()))
+    return Batch(tensors, items=int((inputs["labels"] != -100).sum()), prompts=tuple(prompts))
 
 
 def like_length(prompt_at: Callable[[int], Prompt], size: int, seed: int) -> Callable[[int], Batch]:

@@ -30,6 +30,8 @@ from trisense.prompt import Processor, Prompt
 from trisense.recipe import Recipe, Speech
 from trisense.stage import FileStage
 from trisense.train.checkpoints import CHECKPOINT, same_run
+from trisense.train.doctor import admit, some_of
+from trisense.train.gauge import misled
 from trisense.train.held import held_back_loss, shown_answers
 from trisense.train.learner import Learner
 from trisense.train.loop import train
@@ -52,13 +54,14 @@ def train_stage(
     skip_bad: int = 0,
     parallel: Parallel = "ddp",
     tracker: str | None = None,
+    doctor: bool = True,
 ) -> Path:
     """Trains one stage of a recipe on conversations; the folder of the trained parts, `out/NAME/trained`.
 
     data, media: as `open_source` takes them. after: trained parts to begin with; default: those of the recipe's stage
     before, in the same `out`. device: `auto` or `cpu`. skip_bad: how many damaged rows and samples without their media
-    may be left out. parallel, tracker: as `train` takes them. The same call goes on where one was stopped. Of several
-    processes the main one computes the features and writes, so `out` has to be one folder for all.
+    may be left out. parallel, tracker: as `train` takes them. doctor: whether `trisense.train.doctor` looks at the
+    stage first. The same call goes on where one was stopped. Of several processes the main one computes the features and writes, so `out` has to be one folder for all.
     Raises BadInput for a stage that learns from something else, a stage before that was not trained, data without
     samples, with fewer than rounds or with more damaged ones, a folder that began with other data or another design,
     and whatever `load_design`, `put_trained` and `train` refuse.
@@ -66,6 +69,9 @@ def train_stage(
     options = {"media": media, "after": after, "device": device, "parallel": parallel, "seed": seed}
     ready = get_ready(recipe, name, data, out, **options, skip_bad=skip_bad)
     stage = ready.samples.stage
+    found = admit(ready) if doctor else ""
+    if found and ready.processes.main:
+        tqdm.write(found)
     if ready.processes.main:
         same_run(out / name / "run.json", ready.run, compared=())
     train(
@@ -76,7 +82,8 @@ def train_stage(
         device=device,
         parallel=parallel,
         seed=seed,
-        evaluate=lambda m: held_back_loss(m, ready.held, stage.batch_size),
+        evaluate=lambda m: held_back_loss(m, ready.held, stage.batch_size)
+        | {key: held_back_loss(m, other, stage.batch_size)["held_loss"] for key, other in ready.misled.items()},
         sample=lambda m: shown_answers(m, ready),
         tracker=tracker,
         about={
@@ -96,12 +103,15 @@ def train_stage(
 
 @dataclass(frozen=True)
 class Ready:
-    """A stage before its first step. held: the samples to evaluate with. run: what a run of it remembers."""
+    """A stage before its first step. prompt_of: a sample by its index. held: the samples to evaluate with. misled: the
+    same with other media, by the name of their loss. run: what a run of it remembers."""
 
     learner: Learner
     batch_at: Callable[[int], Batch]
     samples: Samples
+    prompt_of: Callable[[int], Prompt]
     held: list[Prompt]
+    misled: dict[str, list[Prompt]]
     processor: Processor
     processes: Processes
     run: dict[str, Any]
@@ -119,9 +129,10 @@ def get_ready(
     parallel: Parallel = "ddp",
     seed: int = 0,
     skip_bad: int = 0,
+    some: int | None = None,
 ) -> Ready:
     """Everything that `train_stage` trains with, by the same arguments; of `out` nothing changes but what is made of
-    the media once. Raises BadInput as `train_stage`."""
+    the media once. some: look at no more samples than so many. Raises BadInput as `train_stage`."""
     stage = _stage(recipe, name)
     after = after or _before(recipe, name, out)
     source = open_source(data, media, turns=stage.turns, pictures=recipe.design.pictures)
@@ -151,6 +162,8 @@ def get_ready(
             heard = _transcripts(source, recipe.answering.speech, device, out, Damaged(skip_bad))
     context = model.config.text_config.max_position_embeddings
     samples = Samples.of(source, stage, processor, seed, context, skip_bad, heard)
+    if some:
+        samples = some_of(samples, some)
     run = {"data": source.fingerprint, "design": design.model_dump(mode="json")}
     begun = (out / name / CHECKPOINT).exists()
     if begun and processes.main:
@@ -160,13 +173,18 @@ def get_ready(
     samples.leave_out_damaged()
     if processes.main:
         tqdm.write(samples.counts())
+
+    def prompt_of(index: int) -> Prompt:
+        return samples.prompt(index, processor, features)
+
+    held = [prompt_of(index) for index in samples.held]
+    other = misled(model, processor, held)
     for sense in model.senses.values():  # has done its work
         sense.encoder = nn.Identity()
     fuse_activations(model)
     learner = Learner(model, stage.label_smoothing, stage.scheduled_sampling)
-    held = [samples.prompt(index, processor, features) for index in samples.held]
     batch_at = batches(samples, processor, features, processes.world)
-    return Ready(learner, batch_at, samples, held, processor, processes, run)
+    return Ready(learner, batch_at, samples, prompt_of, held, other, processor, processes, run)
 
 
 def _transcripts(

@@ -156,7 +156,7 @@ def batches(
 
     def marked(number: int) -> Batch:
         batch = batch_at(number)
-        return Batch({**batch.inputs, "own_words": torch.tensor(number >= begins)}, batch.items)
+        return replace(batch, inputs={**batch.inputs, "own_words": torch.tensor(number >= begins)})
 
     return marked
 

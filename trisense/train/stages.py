@@ -25,6 +25,7 @@ def train_stage(
     skip_bad: int = 0,
     parallel: Parallel = "ddp",
     tracker: str | None = None,
+    doctor: bool = True,
 ) -> Path:
     """The folder of what it has trained: as `trisense.train.files.train_stage`, or of a stage that learns language
     `trisense.train.language.train_language`, which takes neither media, trained parts nor damaged rows. Raises BadInput
@@ -33,7 +34,8 @@ def train_stage(
     how = {"device": device, "seed": seed, "parallel": parallel, "tracker": tracker}
     if _is_language(recipe, name, media, after, skip_bad):
         return language.train_language(recipe, name, Path(data), out, **how)
-    return files.train_stage(recipe, name, data, out, media=media, after=after, skip_bad=skip_bad, **how)
+    how |= {"media": media, "after": after, "skip_bad": skip_bad, "doctor": doctor}
+    return files.train_stage(recipe, name, data, out, **how)
 
 
 def get_ready(

@@ -1,0 +1,71 @@
+"""What is looked at before it costs anything: `doctor`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import click
+
+from trisense.cli.common import json_option, need, print_json, seed_option
+from trisense.cli.making import train_device_option
+from trisense.errors import BadInput
+
+# So many samples are read, encoded and looked at.
+SOME = 48
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--stage", metavar="NAME", help="Of the recipe; default: the first that learns from conversations.")
+@click.option("--media", type=click.Path(path_type=Path), metavar="FOLDER", help="Of its pictures; default: its own.")
+@click.option("--after", type=click.Path(path_type=Path), metavar="FOLDER", help="Trained parts; default: new ones.")
+@seed_option
+@train_device_option
+@json_option
+def doctor(
+    recipe: str,
+    data: Path,
+    overrides: tuple[str, ...],
+    stage: str | None,
+    media: Path | None,
+    after: Path | None,
+    seed: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Look for what is wrong with a stage of RECIPE on DATA before anything is trained.
+
+    Shows three samples as the model reads them (pictures and sounds cyan, what is learned green), then one line for
+    every check. Ends with 2 when one is WRONG.
+
+    \b
+    trisense doctor jnana captions_train2017.json --media train2017
+    """
+    need("train", "torch", "transformers", "peft")
+    from trisense.recipe import FileStage, read
+    from trisense.train.doctor import examine, shown
+    from trisense.train.files import get_ready
+
+    chosen = read(recipe, overrides)
+    name = stage or next((key for key, one in chosen.stages.items() if isinstance(one, FileStage)), "")
+    if name in chosen.stages:  # without the stages before it, whose trained parts it would ask for
+        chosen = chosen.model_copy(update={"stages": {name: chosen.stages[name]}})
+    with TemporaryDirectory(prefix="trisense-doctor-") as folder:
+        ready = get_ready(
+            chosen, name, data, Path(folder), media=media, after=after, device=device, seed=seed, some=SOME
+        )
+        if not as_json:
+            for sample in shown(ready, colour=sys.stdout.isatty()):
+                click.echo(f"{sample}\n")
+        checks = examine(ready)
+    if as_json:
+        print_json(stage=name, checks=[{"name": one.name, "ok": one.ok, "said": one.said} for one in checks])
+    else:
+        for check in checks:
+            click.echo(str(check))
+    if wrong := [check.name for check in checks if not check.ok]:
+        raise BadInput(f"doctor: {len(wrong)} of {len(checks)} checks are wrong: {', '.join(wrong)}")

@@ -301,7 +301,7 @@ def test_which_samples_are_learned_and_when_the_models_words_begin(
         return real(self, own_words=own_words, **inputs)
 
     monkeypatch.setattr(Learner, "forward", watched)
-    train_stage(tiny, "align", data["caption"], tmp_path / "run", device="cpu")
+    train_stage(tiny, "align", data["caption"], tmp_path / "run", device="cpu", doctor=False)
     assert fed == [False] * 6 + [True] * 4, "after 60 % of the steps"
     with pytest.raises(BadInput, match="0 samples that this stage can use"):
         none = recipe("tinyclip-phi2", parts, "stages.align.answers.longest_tokens=1")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import click
 
 from trisense.cli.common import json_option, need, print_json, seed_option
-from trisense.cli.making import train_device_option
+from trisense.cli.making import skip_bad_option, train_device_option
 from trisense.errors import BadInput
 
 # So many samples are read, encoded and looked at.
@@ -18,20 +20,22 @@ SOME = 48
 
 @click.command()
 @click.argument("recipe")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--stage", metavar="NAME", help="Of the recipe; default: the first that learns from conversations.")
 @click.option("--media", type=click.Path(path_type=Path), metavar="FOLDER", help="Of its pictures; default: its own.")
+@skip_bad_option
 @click.option("--after", type=click.Path(path_type=Path), metavar="FOLDER", help="Trained parts; default: new ones.")
 @seed_option
 @train_device_option
 @json_option
 def doctor(
     recipe: str,
-    data: Path,
+    data: str,
     overrides: tuple[str, ...],
     stage: str | None,
     media: Path | None,
+    skip_bad: int,
     after: Path | None,
     seed: int,
     device: str,
@@ -51,13 +55,15 @@ def doctor(
     from trisense.train.files import get_ready
 
     chosen = read(recipe, overrides)
-    name = stage or next((key for key, one in chosen.stages.items() if isinstance(one, FileStage)), "")
+    name = stage or next((key for key, one in chosen.stages.items() if isinstance(one, FileStage)), None)
+    if name is None:
+        raise BadInput(f"recipe {recipe} has no stage that learns from conversations, and no other is looked at")
     if name in chosen.stages:  # without the stages before it, whose trained parts it would ask for
         chosen = chosen.model_copy(update={"stages": {name: chosen.stages[name]}})
     with TemporaryDirectory(prefix="trisense-doctor-") as folder:
-        ready = get_ready(
-            chosen, name, data, Path(folder), media=media, after=after, device=device, seed=seed, some=SOME
-        )
+        options: dict[str, Any] = {"media": media, "after": after, "device": device, "seed": seed, "skip_bad": skip_bad}
+        with redirect_stdout(sys.stderr):  # what is said of features is no part of the result
+            ready = get_ready(chosen, name, data, Path(folder), **options, some=SOME)
         if not as_json:
             for sample in shown(ready, colour=sys.stdout.isatty()):
                 click.echo(f"{sample}\n")

@@ -37,16 +37,16 @@ def misled(
     if exchanged := _exchanged(held):
         found["held_loss_shuffled"] = _with(held, "image", lambda slot, own: exchanged[_key(own)])
     for name, called in NOTHING.items():
-        lengths = [slot.length for prompt in held for slot in prompt.media if slot.sense == name]
+        lengths = {slot.length for prompt in held for slot in prompt.media if slot.sense == name}
         if lengths:
-            nothing = nothing_to(model.senses[name], processor, max(lengths))
-            found[called] = _with(held, name, lambda slot, own, nothing=nothing: nothing[: slot.length])
+            nothing = {length: nothing_to(model.senses[name], processor, length) for length in lengths}
+            found[called] = _with(held, name, lambda slot, own, nothing=nothing: nothing[slot.length])
     return found
 
 
 @torch.inference_mode()
 def nothing_to(sense: torch.nn.Module, processor: Processor, length: int) -> np.ndarray:
-    """What a frozen encoder makes of a grey picture or of silence, float16 [S, E] with S at least `length`."""
+    """What a frozen encoder makes of a grey picture or of silence, float16 [length, E]."""
     assert isinstance(sense, Sense)
     mask = None
     if sense.name == "image":
@@ -64,7 +64,7 @@ def nothing_to(sense: torch.nn.Module, processor: Processor, length: int) -> np.
     features = sense.encode(
         torch.from_numpy(values)[None].to(parameter.device), None if mask is None else mask.to(parameter.device)
     )
-    return features[0].float().cpu().numpy().astype(np.float16)
+    return features[0, :length].float().cpu().numpy().astype(np.float16)
 
 
 def _exchanged(held: Sequence[Prompt]) -> Mapping[bytes, np.ndarray]:

@@ -126,7 +126,15 @@ def test_good_recipes_raise_no_alarm(name: str, stage: str, parts: Path, data: d
 
 @pytest.mark.parametrize(
     "option",
-    ["label_smoothing=0.1", "scheduled_sampling={after: 0}", "rounds=2", "turns=false", "answers.stop_words=false"],
+    [
+        "label_smoothing=0.1",
+        "scheduled_sampling={after: 0}",
+        "rounds=2",
+        "packing={tokens: 300}",
+        "packing={tokens: 300, share: false}",
+        "turns=false",
+        "answers.stop_words=false",
+    ],
 )
 def test_no_alarm_whatever_a_stage_may_have(option: str, parts: Path, data: dict[str, Path], tmp_path: Path):
     tiny = recipe("eden", parts, f"stages.instruct.{option}", "stages.instruct.steps=8")
@@ -298,6 +306,26 @@ def test_what_is_broken_is_caught_by_its_own_check(what: str, parts: Path, data:
     with pytest.raises(BadInput, match=rf"^doctor: {expected[0]} is WRONG: \S") as refused:
         admit(ready)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("share", ["true", "false"])
+def test_packed_samples_that_see_each_other_are_caught(share: str, parts: Path, data: dict[str, Path], tmp_path: Path):
+    tiny = recipe("eden", parts, f"stages.instruct.packing={{tokens: 300, share: {share}}}")
+    ready = get_ready(tiny, "instruct", data["instruct"], tmp_path, device="cpu")
+    inputs = ready.batch_at(0).inputs
+    assert bool((inputs["branches"] > 0).any()) == (share == "true")
+    breaks: dict[str, torch.Tensor] = {
+        "segments": torch.zeros_like(inputs["segments"]),
+        "branches": torch.zeros_like(inputs["branches"]),
+        "predicted_from": torch.arange(inputs["input_ids"].shape[1]).expand_as(inputs["input_ids"]) - 2,
+    }
+    if share == "true":  # where none is shared, only how far apart tokens stand matters
+        breaks["position_ids"] = torch.arange(inputs["position_ids"].shape[1]).expand_as(inputs["position_ids"])
+    for name, values in breaks.items():
+        if torch.equal(values, inputs[name]):
+            continue
+        broken = _two(ready, lambda b, n=name, v=values: replace(b, inputs={**b.inputs, n: v}))
+        assert wrong(broken) == ["loss"], name
 
 
 def test_every_check_has_caught_something():

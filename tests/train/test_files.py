@@ -224,7 +224,7 @@ def test_packed_rows_hold_what_is_about_one_picture_and_frozen_parts_get_no_grad
         return real(self, own_words=own_words, **given)
 
     monkeypatch.setattr(Learner, "forward", watched)
-    train_stage(tiny, "instruct", data["instruct"], tmp_path, device="cpu")
+    train_stage(tiny, "instruct", data["instruct"], tmp_path, device="cpu", doctor=False)
     (row,) = inputs
     # 48 questions about 24 pictures, of which 4 questions were kept from training.
     assert len(row["image_features"]) < int((row["branches"] > 0).any()) + 24

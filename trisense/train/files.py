@@ -61,10 +61,11 @@ def train_stage(
     data, media: as `open_source` takes them. after: trained parts to begin with; default: those of the recipe's stage
     before, in the same `out`. device: `auto` or `cpu`. skip_bad: how many damaged rows and samples without their media
     may be left out. parallel, tracker: as `train` takes them. doctor: whether `trisense.train.doctor` looks at the
-    stage first. The same call goes on where one was stopped. Of several processes the main one computes the features and writes, so `out` has to be one folder for all.
+    stage first. The same call goes on where one was stopped. Of several processes the main one computes the features
+    and writes, so `out` has to be one folder for all.
     Raises BadInput for a stage that learns from something else, a stage before that was not trained, data without
     samples, with fewer than rounds or with more damaged ones, a folder that began with other data or another design,
-    and whatever `load_design`, `put_trained` and `train` refuse.
+    what the doctor finds wrong, and whatever `load_design`, `put_trained` and `train` refuse.
     """
     options = {"media": media, "after": after, "device": device, "parallel": parallel, "seed": seed}
     ready = get_ready(recipe, name, data, out, **options, skip_bad=skip_bad)
@@ -82,8 +83,10 @@ def train_stage(
         device=device,
         parallel=parallel,
         seed=seed,
-        evaluate=lambda m: held_back_loss(m, ready.held, stage.batch_size)
-        | {key: held_back_loss(m, other, stage.batch_size)["held_loss"] for key, other in ready.misled.items()},
+        evaluate=lambda m: (
+            held_back_loss(m, ready.held, stage.batch_size)
+            | {key: held_back_loss(m, other, stage.batch_size)["held_loss"] for key, other in ready.misled.items()}
+        ),
         sample=lambda m: shown_answers(m, ready),
         tracker=tracker,
         about={

@@ -20,7 +20,8 @@ from trisense.data import batches
 from trisense.data.batches import Batch, collate
 from trisense.errors import BadInput
 from trisense.prompt import Prompt, fan
-from trisense.recipe import FileStage, Recipe, read
+from trisense.recipe import Recipe, read
+from trisense.stage import FileStage
 from trisense.train import doctor
 from trisense.train.doctor import CHECKS, admit, examine
 from trisense.train.files import Learner, Ready, get_ready, train_stage
@@ -132,6 +133,7 @@ def test_good_recipes_raise_no_alarm(name: str, stage: str, parts: Path, data: d
         "rounds=2",
         "packing={tokens: 300}",
         "packing={tokens: 300, share: false}",
+        "freeze_projector=true",
         "turns=false",
         "answers.stop_words=false",
     ],
@@ -326,6 +328,13 @@ def test_packed_samples_that_see_each_other_are_caught(share: str, parts: Path, 
             continue
         broken = _two(ready, lambda b, n=name, v=values: replace(b, inputs={**b.inputs, n: v}))
         assert wrong(broken) == ["loss"], name
+
+
+def test_a_projector_that_is_to_be_kept_and_learns_is_caught(parts: Path, data: dict[str, Path], tmp_path: Path):
+    tiny = recipe("eden", parts, "stages.instruct.freeze_projector=true")
+    ready = get_ready(tiny, "instruct", data["instruct"], tmp_path, device="cpu")
+    ready.learner.model.senses["image"].projector.requires_grad_(True)
+    assert wrong(ready) == ["frozen"]
 
 
 def test_every_check_has_caught_something():

@@ -50,7 +50,8 @@ def doctor(
     trisense doctor jnana captions_train2017.json --media train2017
     """
     need("train", "torch", "transformers", "peft")
-    from trisense.recipe import FileStage, read
+    from trisense.recipe import read
+    from trisense.stage import FileStage
     from trisense.train.doctor import examine, shown
     from trisense.train.files import get_ready
 

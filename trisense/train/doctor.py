@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from trisense.chat import Conversation, Rendered, Text, dump
 from trisense.data.batches import Batch
@@ -26,7 +25,9 @@ from trisense.prompt import Prompt
 from trisense.train.reference import branches, plain_loss
 
 if TYPE_CHECKING:
-    from trisense.train.files import Ready, Samples
+    from trisense.train.files import Ready
+    from trisense.train.learner import Learner
+    from trisense.train.samples import Samples
 
 # Samples that are looked at: so many spread over those to learn from, and as many with the longest answers.
 LOOKED_AT = 3
@@ -292,10 +293,13 @@ def _loss(case: Case) -> str:
 
 
 def _frozen(case: Case) -> str:
-    learner, learns = case.ready.learner, case.ready.samples.stage.learns
+    learner, stage = case.ready.learner, case.ready.samples.stage
     _, moved = case.step
     parameters = dict(learner.named_parameters())
-    own = {n for n in parameters if ".projector." in n or (learns == "instruct" and ".lora_" in n)}
+    own = {name for name in parameters if stage.learns == "instruct" and ".lora_" in name}
+    own |= {name for name in parameters if not stage.freeze_projector and ".projector." in name}
+    if not own:
+        raise Wrong("nothing learns: a stage that learns captions has its projectors only; leave freeze_projector out")
     learning = {name for name, parameter in parameters.items() if parameter.requires_grad}
     if strange := sorted((learning | moved) - own):
         raise Wrong(f"{len(strange)} parameters that are no part of the stage learn, such as {strange[0]}: freeze them")
@@ -352,8 +356,13 @@ def _named(case: Case, ids: Sequence[int] | frozenset[int]) -> str:
 
 
 @contextmanager
-def _untouched(learner: nn.Module) -> Iterator[None]:
-    """Within it the learner is in eval mode; after it, its modes and all random generators are what they were."""
+def _untouched(learner: Learner) -> Iterator[None]:
+    """Within it the learner is in eval mode and on one device; after it, its modes, its devices and all random
+    generators are what they were."""
+    senses, language_model = learner.model.senses, learner.model.language_model
+    # A language model that is going to be sharded waits beside its GPU.
+    places = {name: next(sense.parameters()).device for name, sense in senses.items()}
+    senses.to(next(language_model.parameters()).device)
     modes = [(module, module.training) for module in learner.modules()]
     python, numpy = random.getstate(), np.random.get_state()
     learner.eval()
@@ -365,3 +374,5 @@ def _untouched(learner: nn.Module) -> Iterator[None]:
         np.random.set_state(numpy)
         for module, mode in modes:
             module.training = mode
+        for name, place in places.items():
+            senses[name].to(place)

@@ -24,7 +24,8 @@ from trisense.recipe import Recipe, read
 from trisense.stage import FileStage
 from trisense.train import doctor
 from trisense.train.doctor import CHECKS, admit, examine
-from trisense.train.files import Learner, Ready, get_ready, train_stage
+from trisense.train.files import Ready, get_ready, train_stage
+from trisense.train.learner import Learner
 from trisense.train.reference import branches, plain_loss
 
 COLOURS = {"red": (220, 20, 20), "green": (20, 200, 20), "dark blue": (20, 20, 220), "white": (250, 250, 250)}
@@ -465,3 +466,21 @@ def test_a_large_file_is_looked_at_in_part(parts: Path, data: dict[str, Path], t
     longest = max(ready.samples.lengths.values())
     assert any(ready.samples.lengths[index] == longest for index in ready.samples.pool)
     assert wrong(ready) == []
+
+
+def test_a_look_takes_no_more_memory_than_a_step(parts: Path, data: dict[str, Path], tmp_path: Path):
+    """What is kept for the backward pass: little where the stage checkpoints its layers, and no dropout either way."""
+    kept = {}
+    for checkpointing in (False, True):
+        options = recipe("eden", parts, f"stages.instruct.gradient_checkpointing={str(checkpointing).lower()}")
+        ready = get_ready(options, "instruct", data["instruct"], tmp_path / str(checkpointing), device="cpu")
+        sizes: list[int] = []
+
+        def note(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            assert not [check for check in examine(ready) if not check.ok]
+        kept[checkpointing] = sum(sizes)
+    assert kept[True] < 0.6 * kept[False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import tiny_models
 import torch
 from PIL import Image as Pictures
 from safetensors.torch import load_file
+from transformers import CLIPVisionModelWithProjection
 
 from trisense.assistant.assistant import Assistant
 from trisense.chat import Audio, Conversation, Image, Message, Text
@@ -140,6 +142,27 @@ def test_an_adapter_learns_alone_beside_projectors_that_are_kept(parts: Path, da
     with pytest.raises(BadInput, match="nothing learns"):
         still = recipe("context-gpt", parts, "stages.align.freeze_projector=true")
         train_stage(still, "align", data["caption"], tmp_path / "still", device="cpu")
+
+
+def test_features_belong_to_the_weights_that_made_them(parts: Path, data: dict[str, Path], tmp_path: Path):
+    """Under another name the same encoder's are used again, under the same name another encoder's are made anew."""
+    moved = tmp_path / "moved"
+    shutil.copytree(parts / "clip", moved)
+    tiny = recipe("eden", parts, "stages.instruct.steps=1")
+    elsewhere = recipe("eden", parts, "stages.instruct.steps=1", f"design.vision.pretrained={moved}")
+    features = tmp_path / "run" / "features" / "image.f16"
+
+    def made(with_parts: Recipe) -> tuple[int, bytes]:
+        get_ready(with_parts, "instruct", data["instruct"], tmp_path / "run", device="cpu")
+        return features.stat().st_mtime_ns, features.read_bytes()
+
+    first = made(tiny)
+    assert made(elsewhere) == first
+    encoder = CLIPVisionModelWithProjection.from_pretrained(moved)
+    with torch.no_grad():
+        encoder.visual_projection.weight.mul_(2)
+    encoder.save_pretrained(moved)
+    assert made(elsewhere)[1] != first[1]
 
 
 def test_a_stopped_stage_goes_on_and_ends_the_same(parts: Path, data: dict[str, Path], tmp_path: Path):

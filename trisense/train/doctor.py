@@ -357,15 +357,18 @@ def _named(case: Case, ids: Sequence[int] | frozenset[int]) -> str:
 
 @contextmanager
 def _untouched(learner: Learner) -> Iterator[None]:
-    """Within it the learner is in eval mode and on one device; after it, its modes, its devices and all random
-    generators are what they were."""
+    """Within it the learner is in eval mode, but for its checkpointed layers, and on one device; after it, its modes,
+    its devices and all random generators are what they were."""
     senses, language_model = learner.model.senses, learner.model.language_model
     # A language model that is going to be sharded waits beside its GPU.
     places = {name: next(sense.parameters()).device for name, sense in senses.items()}
     senses.to(next(language_model.parameters()).device)
     modes = [(module, module.training) for module in learner.modules()]
     python, numpy = random.getstate(), np.random.get_state()
-    learner.eval()
+    for module in learner.modules():
+        # Where a stage computes activations twice to save memory, the look must too: it takes a step's memory. What
+        # drops out is not among these modules.
+        module.training = bool(getattr(module, "gradient_checkpointing", False))
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             yield

@@ -21,6 +21,7 @@ from trisense.data.sources import Source, is_missing, open_source
 from trisense.data.transcripts import transcripts
 from trisense.errors import BadInput
 from trisense.model.attention import SEGMENTS
+from trisense.model.fingerprint import fingerprints
 from trisense.model.loss import fuse_activations
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.pretrained import add_adapter, load_design
@@ -229,15 +230,19 @@ def _features(
 ) -> dict[str, Features]:
     """By sense, what the frozen encoders make of the samples' media."""
     design = recipe.design.model_dump(mode="json")
+    weights = fingerprints(recipe.design)
     features: dict[str, Features] = {}
     for name, media in samples.media().items():
         reads = processor.image if name == "image" else processor.audio
         if not media or reads is None:
             continue
         options = design["senses"][name]
-        keys = ("vision", "pictures") if name == "image" else ("audio", "sounds")
-        # A projector is no part of what features are made of.
-        what = {key: design[key] for key in keys} | {"sense": {k: v for k, v in options.items() if k != "projector"}}
+        part, processing = ("vision", "pictures") if name == "image" else ("audio", "sounds")
+        what = {
+            "weights": weights.get(part, design[part]),  # whatever the folder is called that they are in
+            "processing": design[processing],
+            "sense": {key: value for key, value in options.items() if key != "projector"},
+        }
         sense = cast(Sense, model.senses[name])
         features[name] = frozen_features(sense, reads, media, out / "features", what, samples.selection.unreadable)
     return features

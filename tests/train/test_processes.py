@@ -182,7 +182,7 @@ def test_a_stage_runs_under_torchrun_as_it_is(parallel: str, tmp_path: Path):
     assert [one.returncode for one in done] == [0, 0], done[0].stderr
     assert done[0].stdout.count("wrote ") == done[0].stdout.count("instruct step 8: ") == 1
     assert done[0].stderr.count("features: 100%") == 1, "computed once"
-    how = {"ddp": "DistributedDataParallel", "fsdp": "fully_shard of 6 blocks"}[parallel]
+    how = {"ddp": "DistributedDataParallel", "fsdp": "fully_shard of 3 blocks"}[parallel]
     assert f"instruct: 2 processes on cpu, gloo, {how}; " in done[0].stderr
     close(lines(tmp_path / "two" / "instruct"), lines(tmp_path / "one" / "instruct"), within=1e-4)
     for part in ("projector/image.safetensors", "adapter/adapter_model.safetensors"):

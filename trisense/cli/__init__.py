@@ -7,6 +7,7 @@ Each command imports what it needs inside its own function, so that `trisense --
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
 import warnings
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
+    # It misses a kernel of the Hub's on CPUs with bf16, which nothing here uses, whatever is asked.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):

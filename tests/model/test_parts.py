@@ -142,7 +142,10 @@ def test_what_begins_from_nothing_learns_whole():
         ({"text": {"pretrained": "nobody/nothing"}}, "design.text.pretrained: 'nobody/nothing' is neither a folder"),
         ({"text": {"pretrained": "x", "hidden_size": 3}}, "design.text: expected only pretrained"),
         ({"pictures": None}, "design.pictures is missing"),
-        ({"pictures": {"height": 32, "width": 32, "tokens": 5}}, "design.pictures.tokens: 5, but this encoder gives 4"),
+        (
+            {"pictures": {"height": 32, "width": 32, "tokens": 5}},
+            "design.pictures.tokens: makes 5 tokens of a picture, but this",
+        ),
         ({"senses": {"image": {"width": 9, "select": "patches"}}}, "design.senses.image.width: 9, but this encoder's"),
         ({"senses": {"image": {"width": 8, "layer": -9}}}, "senses.image.layer: -9 is not one of the 3 hidden states"),
         (
@@ -167,3 +170,20 @@ def test_what_does_not_fit_is_one_line_that_names_it(
 def test_a_pretrained_part_is_not_built_from_nothing():
     with pytest.raises(BadInput, match=r"design\.text: is pretrained"):
         build_model(read("eden").design, tiny_models.processor())
+
+
+def test_a_design_that_hears_counts_its_ears():
+    """Whisper small's encoder by its published shape, without its decoder; eight vectors go into the projector."""
+    parts = counted(read("jnana", ["audio=embed"]).design)
+    layer = 4 * 768 * 768 + 3 * 768 + 2 * 768 * 3072 + 3072 + 768 + 4 * 768
+    assert (
+        parts["audio encoder"].parameters == 80 * 768 * 3 + 768 * 768 * 3 + 2 * 768 + 1500 * 768 + 12 * layer + 2 * 768
+    )
+    assert parts["audio projector"].parameters == 2 * 6144 + 6144 * 2560 + 2560 * 2560 + 2 * 2560
+    assert parts["image encoder"].parameters == CLIP
+    with pytest.raises(BadInput, match=r"design\.senses\.audio\.width: 99, but this encoder's features have 6144"):
+        count_parts(read("jnana", ["audio=embed", "ears.sense.width=99"]).design)
+    with pytest.raises(
+        BadInput, match=r"sounds\.frames_per_token: makes 1500 tokens of a sound, but this encoder gives 188"
+    ):
+        count_parts(read("jnana", ["audio=embed", "ears.sounds.frames_per_token=2"]).design)

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # It misses a kernel of the Hub's on CPUs with bf16, which nothing here uses, whatever is asked.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows `?`, not a traceback

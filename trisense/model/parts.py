@@ -56,8 +56,8 @@ def count_parts(design: Design, optimizer: Optimizer = "adamw") -> list[Part]:
     tokens = {s: token if isinstance(token, int) else i for i, (s, token) in enumerate(design.placeholders.items())}
     with torch.device("meta"):
         model = TrisenseForConditionalGeneration(design_config(design, tokens, vocab_size=design.vocabulary))
-    if "image" in model.senses:
-        _check_features(model, design)
+    for name in model.senses:
+        _check_features(model, design, name)
     parts: list[Part] = []
     whole = "pretrained" not in design.text
     for name, sense in model.senses.items():
@@ -128,19 +128,30 @@ def published() -> dict[str, dict[str, Any]]:
     return yaml.safe_load((files("trisense.model") / "architectures.yaml").read_text(encoding="utf-8"))
 
 
-def _check_features(model: TrisenseForConditionalGeneration, design: Design) -> None:
-    """Runs a picture without values through the encoder: its features have a shape all the same."""
-    sense, pictures = model.senses["image"], design.pictures
+def _check_features(model: TrisenseForConditionalGeneration, design: Design, name: str) -> None:
+    """Runs a picture or a sound without values through the encoder: its features have a shape all the same."""
+    sense, what = model.senses[name], "pictures" if name == "image" else "sounds"
     assert isinstance(sense, Sense)
-    if pictures is None:
-        raise BadInput("design.pictures is missing: how a picture becomes what the encoder reads, and how many tokens")
+    if getattr(design, what) is None:
+        raise BadInput(f"design.{what} is missing: how {what} become what the encoder reads, and how many tokens")
+    if design.pictures and name == "image":
+        values = torch.empty(1, 3, design.pictures.height, design.pictures.width, device="meta")
+        expected = design.pictures.tokens
+    else:
+        assert design.sounds
+        seconds = design.sounds.chunk_seconds or 2.0
+        frames = round(seconds * design.sounds.sampling_rate) // design.sounds.hop_length
+        values = torch.empty(1, design.sounds.mel_bins, frames, device="meta")  # [1, M, F]
+        expected = design.sounds.num_tokens(frames)
     with torch.no_grad():
-        features = sense.encode(torch.empty(1, 3, pictures.height, pictures.width, device="meta"))  # [1, S, E]
-    _, count, width = features.shape
-    if count != pictures.tokens:
-        raise BadInput(f"design.pictures.tokens: {pictures.tokens}, but this encoder gives {count} features a picture")
+        _, count, width = sense.encode(values).shape  # [1, S, E]
+    if count != expected:
+        field = "pictures.tokens" if name == "image" else "sounds.frames_per_token"
+        raise BadInput(
+            f"design.{field}: makes {expected} tokens of a {what[:-1]}, but this encoder gives {count} features"
+        )
     if width != sense.options.width:
-        raise BadInput(f"design.senses.image.width: {sense.options.width}, but this encoder's features have {width}")
+        raise BadInput(f"design.senses.{name}.width: {sense.options.width}, but this encoder's features have {width}")
 
 
 def _plain(name: str, module: nn.Module, learns: bool) -> Part:

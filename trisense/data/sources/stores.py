@@ -7,6 +7,7 @@ import re
 import struct
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
@@ -89,13 +90,13 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     raise BadInput(f"{path}: no such folder or zip; expected the pictures and sounds that the data names")
 
 
-class _Named:
+class _Named(ABC):
     """What both kinds of stores do with names."""
 
     _naming: Callable[[str], str] = staticmethod(NAMINGS[0])
 
-    def _is_there(self, name: str) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def _is_there(self, name: str) -> bool: ...
 
     def has(self, name: str) -> bool:
         return self._is_there(self._naming(name))

@@ -211,6 +211,21 @@ def test_trained_parts_answer_without_torch_as_with_it(recipe: str):
 
 
 @pytest.mark.slow
+def test_ears_of_a_design_leave_with_it(tmp_path: Path):
+    """Under audio=embed: Whisper's encoder, eight of its vectors joined to one, and the projector behind it."""
+    ears = ["audio=embed", f"ears.audio.pretrained={tiny_models.whisper()}", "ears.sense.width=128"]
+    folder = tiny_models.trained("jnana", *ears, "ears.placeholder=268")
+    export_onnx(folder, tmp_path / "out")
+    asked = Conversation.ask("What is it?", images=[tiny_models.picture(0)], audios=[tiny_models.sound(0)])
+    answers = []
+    for engine in (open_engine(folder), open_engine(tmp_path / "out")):
+        prompt = engine.processor.prompt(asked)
+        assert [slot.length for slot in prompt.media] == [4, 188]
+        answers.append(list(engine.stream(engine.prefill(prompt), max_new_tokens=12)))
+    assert answers[0] == answers[1] and answers[0]
+
+
+@pytest.mark.slow
 def test_trained_parts_answer_where_there_is_no_torch(samples: Path):
     script = """
 import sys

@@ -7,9 +7,10 @@ said, since launchers fall back without a word.
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -123,8 +124,15 @@ def _patient() -> dist.ProcessGroup:
 
 
 def _leave() -> None:
+    """Together, and before the interpreter takes modules apart: a group of gloo's that is let go later, or whose peers
+    have gone, may abort the process after all is done."""
     if dist.is_initialized():
+        with suppress(RuntimeError):  # the others may have been killed
+            if (work := dist.barrier(async_op=True)) is not None:
+                work.wait(timedelta(seconds=10))
         dist.destroy_process_group()
+        _patient.cache_clear()
+        gc.collect()
 
 
 @dataclass

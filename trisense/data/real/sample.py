@@ -1,0 +1,40 @@
+"""One question about real media: what the mixture is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trisense.data.real.pack import Ref
+
+# How an answer is held against the truth: whole and exact, word error rate, overlap of words, all names in it,
+# whether it says that nothing given answers.
+Score = Literal["exact", "wer", "f1", "names", "refuses"]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Words that a synthesiser says, with everything that decides about the sound in `style` (as the small world's)."""
+
+    words: str
+    style: int
+
+
+# Pictures and sounds of a pack, spoken words, texts.
+Given = Ref | Spoken | str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question about what is `given`, in this order.
+
+    task: which task of the mixture made it. answer: what training learns. accepted: other answers that are right too.
+    score: how it is measured.
+    """
+
+    task: str
+    given: tuple[Given, ...]
+    question: str
+    answer: str
+    accepted: tuple[str, ...] = ()
+    score: Score = "exact"

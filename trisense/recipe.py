@@ -85,6 +85,14 @@ class World(Options):
     utterances: Positive = 30_000
 
 
+class Real(Options):
+    """What is made of a pack of real data. sentences: of its texts, spoken for `hear`. samples: questions that `read`
+    and `answer` learn from, drawn once, so that the features of their media can be computed once."""
+
+    sentences: Annotated[int, Field(ge=0)] = 12_000
+    samples: Positive = 40_000
+
+
 class Speech(Options):
     """Who writes down what is said, for a model without ears: a Hub id or a folder of Whisper. first_seconds: only the
     beginning of a sound is listened to (`tinyclip-phi2`)."""
@@ -123,6 +131,7 @@ class Recipe(Options):
     ears: Ears = Ears()
     answering: Answering = Answering()
     world: World = World()
+    real: Real = Real()
     stages: dict[str, AnyStage] = {}
 
     @model_validator(mode="before")

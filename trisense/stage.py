@@ -13,6 +13,7 @@ from trisense.chat import Layout
 
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Optimizer = Literal["adamw", "adamw8bit"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # The parts of a model that may have a learning rate of their own.
@@ -122,19 +123,22 @@ class Stage(Options):
 
 class WarmupStage(Stage):
     """On the small world: `see` and `hear` train an encoder alone, `align` teaches the projectors to write the words
-    that `read` taught the language model."""
+    that `read` taught the language model. real: share of the batches that are real media, where a run has them."""
 
     learned_from: ClassVar[str] = "pictures and utterances of the small world"
     learns: Literal["see", "hear", "align"]
+    real: Share = 0.0
 
 
 class WorldStage(Stage):
     """On questions about the small world: `read` trains the language model on media written in words, `answer` on what
-    frozen encoders and projectors make of them."""
+    frozen encoders and projectors make of them. real: share of the contexts that are of real media, where a run has
+    them."""
 
     learned_from: ClassVar[str] = "questions about the small world"
     learns: Literal["read", "answer"]
     contexts: Contexts = Contexts()
+    real: Share = 0.0
 
 
 class FileStage(Stage):

@@ -15,7 +15,8 @@ from trisense.data.world.contexts import Context
 from trisense.data.world.samples import GROUPS, Sample
 from trisense.data.world.single import Question
 from trisense.measure import evaluate as module
-from trisense.measure.evaluate import COLUMNS, Share, Table, is_exact, score, world
+from trisense.measure.evaluate import COLUMNS, Table, is_exact, score, world
+from trisense.measure.scores import Share
 
 
 class Fake:

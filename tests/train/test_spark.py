@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_pack
 import torch
 from children import TWO, finished
 
@@ -17,7 +18,8 @@ from trisense.prompt import featured
 from trisense.recipe import Recipe, read
 from trisense.stage import WorldStage
 from trisense.train import spark
-from trisense.train.spark import answer_accuracy, answer_samples, frozen_features, held_back, train_spark, world_texts
+from trisense.train.conversing import answer_accuracy, answer_samples
+from trisense.train.spark import frozen_features, held_back, train_spark, world_texts
 
 SMALL = (
     "design.vocabulary=400",
@@ -132,6 +134,30 @@ def test_the_same_command_goes_on_and_then_does_nothing_again(
     assert first["run.json"] == files(whole)["run.json"]
     train_spark(small(), stopped, "cpu", bank=made / "bank")
     assert files(stopped) == first
+
+
+@pytest.mark.slow
+def test_real_data_is_learned_beside_the_world(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every stage learns from a pack too; begun with another model, whose tokenizer knows other words."""
+    monkeypatch.setattr(spark, "TEXTS", 200)
+    pack = tiny_pack.write(tmp_path / "pack")
+    recipe = small("design.vocabulary=420", "real.samples=60", "real.sentences=4")
+    assert all(getattr(stage, "real", 0) for name, stage in recipe.stages.items() if name != "read_one")
+    out = tmp_path / "run"
+    train_spark(recipe, out, "cpu", bank=made / "bank", data=pack, after=made / "model")
+    for name, measure in (("see", "named_grocery"), ("hear", "wer_fsdd"), ("read", "real_all"), ("answer", "real_all")):
+        rows = [json.loads(line) for line in (out / name / "log.jsonl").read_text().splitlines()]
+        assert any(measure in row for row in rows), (name, rows[-1])
+    card = (out / "answer" / "run.md").read_text()
+    assert "real pictures" in card
+    capsys.readouterr()
+    chosen = ["--task", "name an emoji", "--task", "spoken digits"]
+    assert main(["evaluate", "real", "--data", str(pack), "--model", str(out / "model"), "--n", "2", *chosen]) == 0
+    assert "| spoken digits | exact |" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="another data"):
+        train_spark(recipe, out, "cpu", bank=made / "bank", after=made / "model")
 
 
 @pytest.mark.slow

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_models
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
@@ -22,8 +25,12 @@ from trisense.train.warmup import (
     CELL,
     Hear,
     See,
+    beside,
     cell_targets,
+    edit_distance,
     mels,
+    named_accuracy,
+    named_batch,
     picture_accuracy,
     picture_batch,
     pixels,
@@ -46,6 +53,11 @@ def bank(pictures: int = 6) -> Bank:
     made.mels = np.concatenate(patterns)
     made.offsets = np.concatenate([[0], np.cumsum([len(one) for one in patterns])])
     return made
+
+
+def sounds(*indices: int) -> list[tuple[np.ndarray, str]]:
+    source = bank()
+    return [source.sound(index) for index in indices]
 
 
 def sense(name: str) -> Sense:
@@ -158,6 +170,55 @@ def test_see_learns_a_few_pictures_by_heart() -> None:
     assert before["all"] < 0.5 < 0.9 < after["all"]
 
 
+class _Named:
+    """In the place of a bank of real pictures."""
+
+    names = ["cup", "bear", "cup"]
+    files = (["pictures/a", "pictures/b", "pictures/a"], [])
+
+    def picture(self, index: int) -> np.ndarray:
+        return np.full((48, 48, 3), 80 * index, np.uint8)
+
+
+def test_real_pictures_stand_behind_drawn_ones_in_a_batch_and_are_called_by_their_names() -> None:
+    real: Any = _Named()
+    names = {"bear": 0, "cup": 1}
+    drawn = picture_batch(bank(2), np.arange(2), EYE)
+    batch = beside(drawn, named_batch(real, np.array([0, 1, 2]), names, EYE))
+    assert batch.items == drawn.items + 3 and len(batch.inputs["pixel_values"]) == 5
+    expected = torch.from_numpy(EYE(Image.fromarray(real.picture(1))))
+    torch.testing.assert_close(batch.inputs["pixel_values"][3], expected, atol=1e-5, rtol=0)
+    assert batch.inputs["named"].tolist() == [1, 0, 1]
+    redrawn = named_batch(real, np.array([1]), names, EYE, np.random.default_rng(0))
+    assert not torch.equal(redrawn.inputs["pixel_values"][0], batch.inputs["pixel_values"][3])
+
+    torch.manual_seed(0)
+    model = See(_Memory(), list(names))
+    one = torch.tensor(1.0)
+    with torch.no_grad():
+        alone = model(**drawn.inputs, num_items_in_batch=one).loss
+        both = model(**batch.inputs, num_items_in_batch=one).loss
+        said = model.names(model.sense.features[2:5].mean(1))
+        expected = nn.functional.cross_entropy(said, torch.tensor([1, 0, 1]), reduction="sum", label_smoothing=0.1)
+    assert float(both) == pytest.approx(float(alone + expected), rel=1e-5)
+
+
+def test_named_pictures_are_counted_by_where_they_come_from() -> None:
+    class Sure(nn.Module):
+        """Sees cups everywhere."""
+
+        names, head = nn.Identity(), nn.Identity()
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.anchor = nn.Parameter(torch.zeros(1))
+            self.sense = SimpleNamespace(encode=lambda values: torch.tensor([0.0, 1.0]).expand(len(values), 36, 2))
+
+    model: Any = Sure()
+    found = named_accuracy(model, _Named(), {"bear": 0, "cup": 1}, EYE)  # pyright: ignore[reportArgumentType]
+    assert found == {"named_a": 1.0, "named_b": 0.0}
+
+
 def test_see_takes_a_real_encoder() -> None:
     model = See(sense("image"))
     processor = ImageProcessor(height=48, width=48, crop=False, tokens=36)
@@ -175,7 +236,7 @@ def test_see_takes_a_real_encoder() -> None:
 
 def test_sounds_are_padded_and_masked() -> None:
     source = bank()
-    values, mask = mels(source, np.array([2, 0]))
+    values, mask = mels([source.mel(2), source.mel(0)])
     assert values.shape == (2, 80, 56) and values.dtype == np.float32
     assert mask.sum(1).tolist() == [56, 40]
     assert np.array_equal(values[1, :, :40], source.mel(0).T.astype(np.float32))
@@ -184,30 +245,30 @@ def test_sounds_are_padded_and_masked() -> None:
 
 def test_a_batch_of_sounds_holds_their_tokens() -> None:
     words = tiny_models.tokenizer()
-    batch = sound_batch(bank(), np.array([0, 1]), words, None)
+    batch = sound_batch(sounds(0, 1), words, None)
     assert batch.inputs["token_lengths"].tolist() == [3, 5]
     assert batch.items == 8
     for row, text in enumerate(("cup", "a hat")):
         length = batch.inputs["token_lengths"][row]
         assert words.decode(batch.inputs["tokens"][row, :length].tolist()) == text
-    plain, _ = mels(bank(), np.array([0, 1]))
+    plain, _ = mels([mel for mel, _ in sounds(0, 1)])
     assert np.array_equal(batch.inputs["input_features"].numpy(), plain), "without chance nothing is masked"
 
 
 def test_masking_is_chance_that_is_given() -> None:
-    words, indices = tiny_models.tokenizer(), np.array([0, 1])
+    words = tiny_models.tokenizer()
     one, same, other = (
-        sound_batch(bank(), indices, words, np.random.default_rng(seed)).inputs["input_features"] for seed in (1, 1, 2)
+        sound_batch(sounds(0, 1), words, np.random.default_rng(seed)).inputs["input_features"] for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    plain = sound_batch(bank(), indices, words, None).inputs["input_features"]
+    plain = sound_batch(sounds(0, 1), words, None).inputs["input_features"]
     assert ((one - plain).abs() < 1).float().mean() > 0.5, "most of the sound is still there"
 
 
 def test_hear_s_encoder_and_lengths_are_the_sense_s() -> None:
     model = Hear(sense("audio"), tiny_models.tokenizer().size)
-    batch = sound_batch(bank(), np.arange(3), tiny_models.tokenizer(), None)
+    batch = sound_batch(sounds(0, 1, 2), tiny_models.tokenizer(), None)
     out = model(**batch.inputs, num_items_in_batch=torch.tensor(float(batch.items)))
     assert out.logits.shape == (3, 7, tiny_models.tokenizer().size + 1)
     values = {name: batch.inputs[name] for name in ("input_features", "input_features_mask")}
@@ -221,7 +282,7 @@ def test_ctc_learns_a_toy_in_a_few_steps() -> None:
     words, source, indices = tiny_models.tokenizer(), bank(), np.arange(3)
     model = Hear(sense("audio"), words.size)
     assert sound_accuracy(model.eval(), source, indices, words) == {"exact": 0.0}
-    batch = sound_batch(source, indices, words, None)
+    batch = sound_batch(sounds(0, 1, 2), words, None)
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     model.train()
     for _ in range(70):
@@ -229,3 +290,26 @@ def test_ctc_learns_a_toy_in_a_few_steps() -> None:
         model(**batch.inputs, num_items_in_batch=torch.tensor(float(batch.items))).loss.backward()
         optimizer.step()
     assert sound_accuracy(model.eval(), source, indices, words) == {"exact": 1.0}
+
+
+def test_errors_of_hearing_are_words_put_in_left_out_or_exchanged() -> None:
+    for said, truth, errors in (
+        ("the cat sat", "the cat sat", 0),
+        ("the cat", "the cat sat", 1),
+        ("a cat sat down", "the cat sat", 2),
+        ("", "the cat", 2),
+        ("one two", "", 2),
+    ):
+        assert edit_distance(said.split(), truth.split()) == errors
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=6), st.lists(st.sampled_from("abc"), max_size=6))
+def test_the_distance_is_the_least_of_all_ways(said: list[str], truth: list[str]) -> None:
+    """Against the definition, which tries every way."""
+
+    def naive(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+        if not a or not b:
+            return len(a) + len(b)
+        return min(naive(a[1:], b) + 1, naive(a, b[1:]) + 1, naive(a[1:], b[1:]) + (a[0] != b[0]))
+
+    assert edit_distance(said, truth) == naive(tuple(said), tuple(truth))

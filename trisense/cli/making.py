@@ -129,6 +129,10 @@ def train() -> None:
 @train_device_option
 @seed_option
 @click.option("--bank", type=click.Path(path_type=Path, file_okay=False), help="Folder of drawn and spoken samples.")
+@click.option("--data", type=click.Path(path_type=Path), metavar="FOLDER", help="Real data to learn from as well.")
+@click.option(
+    "--after", type=click.Path(path_type=Path), metavar="FOLDER", help="Model to begin with; default: nothing."
+)
 @parallel_option
 @tracker_option
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -137,6 +141,8 @@ def train_spark(
     device: str,
     seed: int,
     bank: Path | None,
+    data: Path | None,
+    after: Path | None,
     parallel: Literal["ddp", "fsdp"],
     tracker: str | None,
     overrides: tuple[str, ...],
@@ -152,7 +158,7 @@ def train_spark(
     need("train", "torch", "transformers", "accelerate", "espeakng_loader")
     from trisense.train.spark import train_spark as run
 
-    wrote(run(recipe, out, device, seed, bank, parallel=parallel, tracker=tracker))
+    wrote(run(recipe, out, device, seed, bank, data=data, after=after, parallel=parallel, tracker=tracker))
 
 
 @train.command("stage")
@@ -229,6 +235,30 @@ def evaluate_world(model: str, count: int | None, seed: int, as_json: bool, devi
     from trisense.measure.evaluate import world
 
     table = world(model, device=device, seed=seed, **({} if count is None else {"n": count}))
+    if as_json:
+        print_json(**table.to_dict())
+    else:
+        click.echo(str(table))
+
+
+@evaluate.command("real")
+@click.option("--data", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="A pack of real data.")
+@model_option
+@click.option("--n", "count", type=click.IntRange(1), default=200, show_default=True, help="Questions of each task.")
+@click.option("--task", "tasks", multiple=True, metavar="TASK", help="Only this one; may be given more than once.")
+@seed_option
+@json_option
+@click.option("--device", metavar="DEVICE", help="Where the model runs, such as cpu or cuda.")
+def evaluate_real(
+    data: Path, model: str, count: int, tasks: tuple[str, ...], seed: int, as_json: bool, device: str | None
+) -> None:
+    """Real pictures, sounds and texts of a pack's dev split, each task by its own measure, with 95 % intervals."""
+    need("world", "espeakng_loader")
+    need("parquet", "pyarrow")
+    from trisense.data.real.pack import Pack
+    from trisense.measure.real import real
+
+    table = real(model, Pack(data), count, tasks, seed, device)
     if as_json:
         print_json(**table.to_dict())
     else:

@@ -89,3 +89,23 @@ def bench_train(
         print_json(**report.to_dict())
     else:
         click.echo(str(report))
+
+
+@bench.command("spark")
+@click.option("--model", default="spark", show_default=True, metavar="FOLDER", help="An export with its torch weights.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of which medians are taken.")
+@json_option
+def bench_spark(model: str, rounds: int, as_json: bool) -> None:
+    """How fast spark answers, beside transformers' generate on the same weights.
+
+    From the shell to the first word; from a picture, 5 s of sound and 100 words to the first token once it is loaded;
+    tokens a second. Both sides in turn, medians.
+    """
+    need("train", "torch", "transformers", "accelerate")
+    from trisense.measure.answering import bench_spark as run
+
+    speed = run(model, rounds)
+    if as_json:
+        print_json(**speed.to_dict())
+    else:
+        click.echo(str(speed))

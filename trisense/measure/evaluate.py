@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import sqrt
 
 from trisense.assistant.assistant import Assistant
 from trisense.data.world.facts import Split
 from trisense.data.world.samples import GROUPS, Group, Sample, samples
+from trisense.measure.scores import Share
 
 # (title, split, voices of the training?)
 COLUMNS: tuple[tuple[str, Split, bool], ...] = (
@@ -17,30 +17,6 @@ COLUMNS: tuple[tuple[str, Split, bool], ...] = (
     ("unseen pairs", "unseen", True),
     ("unheard voices", "test", False),
 )
-
-
-@dataclass(frozen=True)
-class Share:
-    """`right` of `count`, with Wilson's 95 % interval."""
-
-    right: int
-    count: int
-
-    @property
-    def value(self) -> float:
-        return self.right / self.count
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Lower and upper end, 0 to 1 (Wilson 1927), which stays sensible near 0 and 1 where a normal one does not."""
-        z, n, p = 1.959964, self.count, self.value
-        middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, middle - half), min(1.0, middle + half)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.value:5.1f} % ({self.right}/{self.count}, {100 * low:.1f}-{100 * high:.1f})"
 
 
 @dataclass(frozen=True)

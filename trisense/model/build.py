@@ -81,6 +81,37 @@ def build_model(design: Design, processor: Processor) -> TrisenseForConditionalG
     return model
 
 
+@torch.no_grad()
+def begin_with(
+    model: TrisenseForConditionalGeneration,
+    tokenizer: TextTokenizer,
+    other: TrisenseForConditionalGeneration,
+    other_tokenizer: TextTokenizer,
+) -> None:
+    """Gives `model` the weights of another one of the same design, whose tokenizer may have learned other words.
+
+    A token that both have keeps its embedding; a new one begins as the mean of those that the other model would have
+    written it with. Raises BadInput where a weight is missing or has another shape.
+    """
+    own, theirs = model.state_dict(), other.state_dict()
+    embeddings = {f"language_model.{name}" for name, _ in model.language_model.named_parameters() if "embed" in name}
+    embeddings |= {name for name in own if name.endswith("lm_head.weight")}
+    for name, weight in own.items():
+        found = theirs.get(name)
+        if found is None or (found.shape != weight.shape and name not in embeddings):
+            shape = "nothing" if found is None else f"{list(found.shape)}"
+            raise BadInput(f"the model to begin with has {shape} for {name}, this design {list(weight.shape)}")
+        if name not in embeddings:
+            weight.copy_(found)
+            continue
+        for number in range(tokenizer.size):
+            token = tokenizer.token(number) or ""
+            known = other_tokenizer.id(token)
+            pieces = [known] if known is not None else other_tokenizer.plain(tokenizer.decode([number]))
+            if pieces:
+                weight[number] = found[pieces].float().mean(0).to(weight)
+
+
 def _look_alike(language_model: nn.Module) -> None:
     """Attention that begins by looking for tokens like its own and copying what it finds (after mimetic
     initialisation, Trockman & Kolter 2023): keys as queries, outputs as transposed values.

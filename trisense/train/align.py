@@ -7,6 +7,7 @@ speech becomes the embedding of the word that CTC hears in it. What the language
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -23,6 +24,8 @@ from trisense.train.warmup import CELL, cell_targets
 from trisense.train.words import Words, embed_words
 
 DRAWN = list(CELL).index("text")
+# How much a cell of a real picture counts, beside one of a drawn picture that is empty.
+NAMED = 10.0
 
 # Letters: N vectors, S feature vectors of one picture, E width of an encoder, D width of the language model, K tokens.
 
@@ -62,17 +65,33 @@ class Align(nn.Module):
         return CausalLMOutput(loss=total / num_items_in_batch)
 
 
-def align_batch(bank: Bank, features: Features, words: Words, rng: np.random.Generator, size: int) -> Batch:
-    """`size` pictures and as many utterances of a bank, their vectors one after the other."""
-    pictures, side = rng.integers(0, len(bank.scenes), size), round(features.images.shape[1] ** 0.5)
-    cells = torch.from_numpy(np.stack([cell_targets(bank.scenes[i], side)[0] for i in pictures]))  # [size, S, targets]
+def align_batch(
+    bank: Bank,
+    features: Features,
+    words: Words,
+    rng: np.random.Generator,
+    size: int,
+    named: Sequence[tuple[str, np.ndarray]] = (),
+    real: float = 0.0,
+) -> Batch:
+    """`size` pictures and as many utterances of a bank, their vectors one after the other. named: real pictures with
+    their names, features [S, E], which the share `real` of the pictures is taken from."""
+    others = round(size * real) if named else 0
+    pictures, side = rng.integers(0, len(bank.scenes), size - others), round(features.images.shape[1] ** 0.5)
+    cells = torch.from_numpy(np.stack([cell_targets(bank.scenes[i], side)[0] for i in pictures]))  # [N, S, targets]
     heard = [features.audio(int(i)) for i in rng.integers(0, len(bank.utterances), size)]
     sounds = torch.from_numpy(np.concatenate(heard).astype(np.float32))
     # Few cells hold something, and of these few a drawn number or word.
     weights = torch.where(cells[..., DRAWN] > 0, 360.0, torch.where(cells[..., 0] > 0, 60.0, 1.0)).flatten()
+    images, ids = torch.from_numpy(features.images[pictures].astype(np.float32)).flatten(0, 1), words.of_cells(cells)
+    if others:
+        chosen = [named[i] for i in rng.integers(0, len(named), others)]
+        whole = torch.from_numpy(np.concatenate([values for _, values in chosen]).astype(np.float32))
+        images, weights = torch.cat([images, whole]), torch.cat([weights, torch.full((len(whole),), NAMED)])
+        ids = torch.cat([ids, torch.stack([words.of_name(name) for name, _ in chosen])])
     inputs = {
-        "image_features": torch.from_numpy(features.images[pictures].astype(np.float32)).flatten(0, 1),
-        "image_words": words.of_cells(cells).flatten(0, 1),
+        "image_features": images,
+        "image_words": ids.flatten(0, 1),
         "image_weights": weights,
         "audio_features": sounds,
         "audio_words": words.of_sounds(sounds),

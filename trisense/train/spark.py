@@ -12,35 +12,47 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from trisense.data.batches import Batch, collate, like_length
+from trisense.data.batches import Batch, like_length
+from trisense.data.real.augment import revoiced
+from trisense.data.real.bank import named_pictures, recorded, sentences
+from trisense.data.real.feed import Conversations, Mixed
+from trisense.data.real.pack import Pack
 from trisense.data.world.bank import Bank, scene_at
 from trisense.data.world.contexts import SENSES, make_context, make_utterance
 from trisense.data.world.feed import Features, Feed
 from trisense.data.world.questions import ask_many
 from trisense.errors import BadInput
-from trisense.model.build import build_model, build_processor, train_tokenizer
+from trisense.model.build import begin_with, build_model, build_processor, train_tokenizer
+from trisense.model.checkpoint import load_model
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.senses import Sense
 from trisense.prompt import Processor
 from trisense.recipe import Recipe
-from trisense.stage import Stage, WorldStage
+from trisense.stage import WarmupStage, WorldStage
 from trisense.tokens import TextTokenizer
 from trisense.train.align import Align, align_accuracy, align_batch
 from trisense.train.checkpoints import same_run
+from trisense.train.conversing import answer_accuracy, answer_samples
 from trisense.train.disk import write_text, write_whole
 from trisense.train.loop import train
 from trisense.train.processes import Parallel, Processes, join_processes
+from trisense.train.real import Real, Shown
 from trisense.train.report import Answer
 from trisense.train.warmup import (
     Hear,
     See,
+    beside,
+    heard_errors,
     mels,
+    named_accuracy,
+    named_batch,
     picture_accuracy,
     picture_batch,
     pixels,
@@ -74,6 +86,17 @@ def world_texts(seed: int, count: int) -> Iterator[str]:
             yield question.without_step().answer  # its words stand in the note
 
 
+def real_texts(pack: Pack) -> Iterator[str]:
+    """What of a pack's texts the tokenizer learns from, beside the world's."""
+    yield from (words for _, words in recorded(pack, "train"))
+    yield from (name for _, name in named_pictures(pack, "train"))
+    yield from sentences(pack, "train")
+    for _, row in pack.rows("text/qed", "train"):
+        yield from (row["question"], row["text"])
+    for _, row in pack.rows("text/wordnet", "train"):
+        yield row["text"]
+
+
 def train_spark(
     recipe: Recipe,
     out: Path,
@@ -81,25 +104,30 @@ def train_spark(
     seed: int = 0,
     bank: Path | None = None,
     *,
+    data: Path | None = None,
+    after: Path | None = None,
     parallel: Parallel = "ddp",
     tracker: str | None = None,
 ) -> Path:
     """Trains the recipe in `out` and returns the folder of the finished model, `out/model`.
 
-    device: `auto` or `cpu`. bank: where the drawn and spoken media are kept; default `out/bank`. parallel, tracker: as
-    `train` takes them. Of several processes the main one makes the tokenizer, the bank and the features, and the others
-    read them, so `out` has to be one folder for all. Raises BadInput when the bank is too small to learn from, or when
-    the folder holds a run of other options.
+    device: `auto` or `cpu`. bank: where the drawn and spoken media are kept; default `out/bank`. data: a pack of real
+    data (`trisense.data.real.pack`); without one all is of the small world. after: a model of the same design to begin
+    with in place of nothing. parallel, tracker: as `train` takes them. Of several processes the main one makes the
+    tokenizer, the bank and the features, and the others read them, so `out` has to be one folder for all. Raises
+    BadInput when the bank is too small to learn from, or when the folder holds a run of other options.
     """
     processes = join_processes(device)
     tokenizer_file = out / "tokenizer.json"
+    pack = Pack(data) if data else None
     if processes.main:
         out.mkdir(parents=True, exist_ok=True)
         # The stages are compared with their checkpoints.
-        run = {"seed": seed, **recipe.model_dump(mode="json")}
-        same_run(out / "run.json", run, compared=("seed", "design", "world"))
+        run = {"seed": seed, "data": "a pack" if pack else None, **recipe.model_dump(mode="json")}
+        same_run(out / "run.json", run, compared=("seed", "data", "design", "world", *(["real"] if pack else [])))
         if not tokenizer_file.exists():
-            write_text(tokenizer_file, train_tokenizer(world_texts(seed, TEXTS), recipe.design).to_json())
+            texts = chain(world_texts(seed, TEXTS), real_texts(pack) if pack else ())
+            write_text(tokenizer_file, train_tokenizer(texts, recipe.design).to_json())
     processes.wait()
     processor = build_processor(recipe.design, TextTokenizer.from_file(tokenizer_file))
     assert processor.image and processor.audio
@@ -112,11 +140,14 @@ def train_spark(
             processor.image.height,
             processor.audio,
         )
+        real = Real.of(pack, recipe, processor, out, seed) if pack else None
     torch.manual_seed(seed)
     model = build_model(recipe.design, processor)
+    if after:
+        begin_with(model, processor.tokenizer, load_model(after, torch.float32), Processor.from_folder(after).tokenizer)
     hear = Hear(sense_of(model, "audio"), processor.tokenizer.size)
     options = {"device": device, "parallel": parallel, "seed": seed, "tracker": tracker}
-    run = Run(recipe, processor, media, model, hear, out, processes, seed, options)
+    run = Run(recipe, processor, media, real, model, hear, out, processes, seed, options)
     steps = {"see": _see, "hear": _hear, "read": _read, "align": _align, "answer": _answer}
     for name, stage in recipe.stages.items():
         steps[stage.learns](run, stage, out / name)
@@ -130,11 +161,13 @@ def train_spark(
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage works on. `hear` holds the head that names what is heard, for `align`. options: of `train`."""
+    """What every stage works on. real: None where all is of the small world. `hear` holds the head that names what is
+    heard, for `align`. options: of `train`."""
 
     recipe: Recipe
     processor: Processor
     bank: Bank
+    real: Real | None
     model: TrisenseForConditionalGeneration
     hear: Hear
     out: Path
@@ -154,19 +187,37 @@ class Run:
         pictures, sounds = len(self.bank.scenes), len(self.bank.utterances)
         return {
             "recipe": self.recipe.name,
-            "data": f"the small world: {pictures:,} pictures, {sounds:,} utterances, questions made as they are needed",
+            "data": f"the small world: {pictures:,} pictures, {sounds:,} utterances, questions made as they are needed"
+            + (
+                f"; {len(self.real.learned.names):,} real pictures, {len(self.real.learned.words):,} sounds"
+                if self.real
+                else ""
+            ),
             "seed": str(self.seed),
         }
 
     @cached_property
     def words(self) -> Words:
         assert self.processor.image
-        return Words(self.hear, self.processor.tokenizer, round(self.processor.image.tokens**0.5))
+        names = self.real.names if self.real else ()
+        return Words(self.hear, self.processor.tokenizer, round(self.processor.image.tokens**0.5), names)
 
     @cached_property
     def written(self) -> Features:
         """The bank in words, which every stage that learns to `read` shares."""
         return self.words.of_bank(self.bank, self.features)
+
+    @cached_property
+    def real_features(self) -> Shown:
+        """Of the real media that questions are about; asked for when `features` is."""
+        assert self.real
+        with self.processes.main_first():
+            return self.real.features(self.model, self.processor)
+
+    @cached_property
+    def real_written(self) -> Shown:
+        assert self.real
+        return self.real.written(self.real_features, self.words)
 
 
 def sense_of(model: TrisenseForConditionalGeneration, name: str) -> Sense:
@@ -183,16 +234,25 @@ def held_back(count: int, what: str) -> tuple[int, np.ndarray]:
     return pool, np.arange(pool, count)
 
 
-def _see(run: Run, stage: Stage, out: Path) -> None:
-    bank, image = run.bank, run.processor.image
+def _see(run: Run, stage: WarmupStage, out: Path) -> None:
+    bank, image, real = run.bank, run.processor.image, run.real
     assert image
     pool, held = held_back(len(bank.scenes), "pictures")
 
     def batch_at(number: int) -> Batch:
         rng = np.random.default_rng((run.seed, 1, number))
-        return picture_batch(bank, rng.integers(0, pool, stage.batch_size), image)
+        others = round(stage.batch_size * stage.real) if real else 0
+        drawn = picture_batch(bank, rng.integers(0, pool, stage.batch_size - others), image)
+        if not (real and others):
+            return drawn
+        chosen = rng.integers(0, len(real.learned.names), others)
+        return beside(drawn, named_batch(real.learned, chosen, real.names, image, rng))
 
-    learner = See(sense_of(run.model, "image"))
+    def evaluate(model: See) -> dict[str, float]:
+        found = picture_accuracy(model, bank, held, image)
+        return found | (named_accuracy(model, real.held, real.names, image) if real else {})
+
+    learner = See(sense_of(run.model, "image"), list(real.names) if real else ())
     train(
         learner,
         batch_at,
@@ -200,17 +260,27 @@ def _see(run: Run, stage: Stage, out: Path) -> None:
         out,
         about=run.about,
         **run.options,
-        evaluate=lambda m: picture_accuracy(m, bank, held, image),
+        evaluate=evaluate,
     )
 
 
-def _hear(run: Run, stage: Stage, out: Path) -> None:
-    bank, words = run.bank, run.processor.tokenizer
+def _hear(run: Run, stage: WarmupStage, out: Path) -> None:
+    bank, words, real = run.bank, run.processor.tokenizer, run.real
     pool, held = held_back(len(bank.utterances), "utterances")
 
     def batch_at(number: int) -> Batch:
         rng = np.random.default_rng((run.seed, 2, number))
-        return sound_batch(bank, rng.integers(0, pool, stage.batch_size), words, rng)
+        if not (real and stage.real):
+            return sound_batch([bank.sound(int(i)) for i in rng.integers(0, pool, stage.batch_size)], words, rng)
+        # Neighbours in the order of their lengths: a batch is as long as its longest.
+        drawn = [real.draw_sound(bank, pool, stage.real, rng) for _ in range(16 * stage.batch_size)]
+        first = stage.batch_size * int(rng.integers(0, 16))
+        drawn = sorted(drawn, key=lambda one: len(one[0]))[first : first + stage.batch_size]
+        return sound_batch([(revoiced(mel, rng), said) for mel, said in drawn], words, rng)
+
+    def evaluate(model: Hear) -> dict[str, float]:
+        found = sound_accuracy(model, bank, held, words)
+        return found | (heard_errors(model, real.held, words) if real else {})
 
     train(
         run.hear,
@@ -219,17 +289,18 @@ def _hear(run: Run, stage: Stage, out: Path) -> None:
         out,
         about=run.about,
         **run.options,
-        evaluate=lambda m: sound_accuracy(m, bank, held, words),
+        evaluate=evaluate,
     )
 
 
-def _align(run: Run, stage: Stage, out: Path) -> None:
+def _align(run: Run, stage: WarmupStage, out: Path) -> None:
     words = run.words
     _, held = held_back(len(run.bank.scenes), "pictures")
+    named = run.real.named_views(run.real_features) if run.real and stage.real else []
 
     def batch_at(number: int) -> Batch:
         rng = np.random.default_rng((run.seed, 3, number))
-        return align_batch(run.bank, run.features, words, rng, stage.batch_size)
+        return align_batch(run.bank, run.features, words, rng, stage.batch_size, named, stage.real)
 
     train(
         Align(run.model).requires_grad_(),
@@ -244,8 +315,8 @@ def _align(run: Run, stage: Stage, out: Path) -> None:
 
 def _read(run: Run, stage: WorldStage, out: Path) -> None:
     run.model.senses.requires_grad_(False)
-    feed = Feed(run.bank, run.written, stage.contexts, run.seed)
-    _converse(run, Read(run.model), feed, stage, out)
+    real = run.real_written if run.real and stage.real else None
+    _converse(run, Read(run.model), stage, out, run.written, real)
 
 
 def _answer(run: Run, stage: WorldStage, out: Path) -> None:
@@ -253,31 +324,53 @@ def _answer(run: Run, stage: WorldStage, out: Path) -> None:
     # the end, so both stay as they are.
     run.model.senses.requires_grad_(False)
     run.model.get_input_embeddings().requires_grad_(False)
-    feed = Feed(run.bank, run.features, stage.contexts, run.seed)
-    processor, shown = run.processor, [EVALUATION + n for n in range(4)]
-    _converse(run, run.model, feed, stage, out, lambda m: answer_samples(m, processor, feed, shown))
+    real = run.real_features if run.real and stage.real else None
+    _converse(run, run.model, stage, out, run.features, real, answer_samples)
 
 
 def _converse(
     run: Run,
     learner: Learner,
-    feed: Feed,
-    stage: Stage,
+    stage: WorldStage,
     out: Path,
-    sample: Callable[[Learner], list[Answer]] | None = None,
+    features: Features,
+    real: Shown | None,
+    sample: Callable[[Learner, Processor, Conversations, list[int]], list[Answer]] | None = None,
 ) -> None:
-    """Trains on the conversations of a feed."""
+    """Trains on conversations about the world and, where there are features of real media, about them."""
+    processor = run.processor
+    world = Feed(run.bank, features, stage.contexts, run.seed)
+    # What is evaluated with: conversations of a feed, by number.
+    held: list[tuple[Conversations, list[int]]] = [(world, [EVALUATION + n for n in range(256)])]
+    feed: Conversations = world
+    if real is not None:
+        assert run.real
+        feed = Mixed(world, run.real.feed(real, run.seed), stage.real, run.seed)
+        if (tested := run.real.tested_feed(real)).samples:
+            held.append((tested, list(range(512))))
 
-    held = [EVALUATION + n for n in range(256)]
+    def evaluate(model: Learner) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for conversations, numbers in held:
+            found |= {
+                f"real_{k}" if found and k == "all" else k: v
+                for k, v in answer_accuracy(model, processor, conversations, numbers).items()
+            }
+        return found
+
+    def shown(model: Learner) -> list[Answer]:
+        assert sample
+        return [answer for one, numbers in held for answer in sample(model, processor, one, numbers[:4])]
+
     train(
         learner,
-        like_length(lambda number: feed.prompt(number, run.processor), stage.batch_size, run.seed),
+        like_length(lambda number: feed.prompt(number, processor), stage.batch_size, run.seed),
         stage,
         out,
         about=run.about,
         **run.options,
-        evaluate=lambda m: answer_accuracy(m, run.processor, feed, held),
-        sample=sample,
+        evaluate=evaluate,
+        sample=shown if sample else None,
     )
 
 
@@ -297,7 +390,7 @@ def frozen_features(model: TrisenseForConditionalGeneration, processor: Processo
             images.append(eye.encode(values).half().cpu().numpy())
         for start in range(0, len(bank.utterances), 64):
             indices = np.arange(start, min(start + 64, len(bank.utterances)))
-            values, mask = (torch.from_numpy(array).to(device) for array in mels(bank, indices))
+            values, mask = (torch.from_numpy(array).to(device) for array in mels([bank.mel(int(i)) for i in indices]))
             encoded = ear.encode(values, mask)
             count = ear.lengths(encoded, mask)
             real = torch.arange(encoded.shape[1], device=device) < count[:, None]
@@ -311,57 +404,3 @@ def frozen_features(model: TrisenseForConditionalGeneration, processor: Processo
         write_whole(path, lambda file: np.savez(file, **arrays), sum(array.nbytes for array in arrays.values()))
     stored = np.load(path)
     return Features(stored["images"], stored["audios"], stored["offsets"])
-
-
-@torch.inference_mode()
-def answer_accuracy(
-    model: TrisenseForConditionalGeneration | Read, processor: Processor, feed: Feed, numbers: list[int]
-) -> dict[str, float]:
-    """Share of held-back questions whose answer would be decoded greedily to the letter, by the senses they need.
-
-    One forward with the truth as history: an answer whose every token is the most likely one is what greedy decoding
-    gives.
-    """
-    device = next(model.parameters()).device
-    right: dict[str, list[bool]] = {}
-    for start in range(0, len(numbers), 32):
-        part = numbers[start : start + 32]
-        prompts = [feed.prompt(number, processor) for number in part]
-        batch = collate(prompts)
-        logits = model(**{name: tensor.to(device) for name, tensor in batch.inputs.items()}).logits.cpu()
-        labels = batch.inputs["labels"][:, 1:]
-        hits = torch.ones_like(labels, dtype=torch.bool)
-        hits[labels != -100] = logits.argmax(-1) == labels[labels != -100]
-        for row, number in enumerate(part):
-            questions = feed.questions(number)
-            if not questions:  # now and then nothing that was tried fits the context
-                continue
-            supervised = np.flatnonzero(prompts[row].mask)
-            answers = np.split(supervised, np.flatnonzero(np.diff(supervised) > 1) + 1)
-            for question, span in zip(questions, answers, strict=True):
-                exact = bool(hits[row, span - 1].all())
-                group = ("none", question.senses[0] if question.senses else "", "two", "three")[len(question.senses)]
-                right.setdefault(group, []).append(exact)
-                right.setdefault("all", []).append(exact)
-    return {group: sum(hits) / len(hits) for group, hits in sorted(right.items())}
-
-
-def answer_samples(
-    model: TrisenseForConditionalGeneration, processor: Processor, feed: Feed, numbers: list[int]
-) -> list[Answer]:
-    """Questions of held-back conversations, what the model says and the truth."""
-    device = next(model.parameters()).device
-    answers = []
-    for number in numbers:
-        prompt = feed.prompt(number, processor)
-        questions = feed.questions(number)
-        if not questions:
-            continue
-        question = questions[0]
-        length = int(np.flatnonzero(prompt.mask)[0])
-        batch = collate([prompt])
-        media = {name: t.to(device) for name, t in batch.inputs.items() if name.startswith(("image_", "audio_"))}
-        ids = cast(torch.LongTensor, batch.inputs["input_ids"][:, :length].to(device))
-        said = model.generate(ids, **media, max_new_tokens=24, do_sample=False)[0, length:]
-        answers.append(Answer(question.text, processor.tokenizer.decode(said.tolist()).strip(), question.answer))
-    return answers

@@ -1,4 +1,4 @@
-"""Warming an encoder up alone, with a linear head that is thrown away: pictures by cells, sounds by CTC.
+"""Warming an encoder up alone, with a linear head that is thrown away: pictures by cells or names, sounds by CTC.
 
 An encoder from nothing learns slowly through a language model that is also from nothing. The world knows its facts, so
 each encoder first learns to say them itself; its features are then worth reading.
@@ -6,12 +6,19 @@ each encoder first learns to say them itself; its features are then worth readin
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+
 import numpy as np
 import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from trisense.data.batches import Batch
+from trisense.data.real.augment import redrawn
+from trisense.data.real.bank import RealBank
+from trisense.data.real.sample import edit_distance
 from trisense.data.world.bank import Bank
 from trisense.data.world.facts import COLOURS, KINDS, SIGNS, SIZES, Scene
 from trisense.model.senses import Sense
@@ -30,14 +37,20 @@ CELL = {
 }
 
 
-class See(nn.Module):
-    """Says of each cell of a picture which thing has its centre there, and where exactly."""
+# A log-mel [frames, M] and the words in it.
+Sound = tuple[np.ndarray, str]
 
-    def __init__(self, sense: Sense):
+
+class See(nn.Module):
+    """Says of each cell of a drawn picture which thing has its centre there, and where exactly; of a real one which of
+    `names` it has as a whole."""
+
+    def __init__(self, sense: Sense, names: Sequence[str] = ()):
         super().__init__()
         self.sense = sense
         self.sizes = [len(classes) + 1 for classes in CELL.values()]
         self.head = nn.Linear(sense.options.width, sum(self.sizes) + 2)
+        self.names = nn.Linear(sense.options.width, len(names)) if names else None
 
     def forward(
         self,
@@ -45,9 +58,14 @@ class See(nn.Module):
         cells: torch.Tensor,
         centres: torch.Tensor,
         num_items_in_batch: torch.Tensor,
+        named: torch.Tensor | None = None,
     ) -> CausalLMOutput:
-        """pixel_values [N, 3, H, W]; cells int64 [N, S, K], the class of every target; centres [N, S, 2], 0 to 1."""
-        said = self.head(self.sense.encode(pixel_values))  # [N, S, classes + 2]
+        """pixel_values [N, 3, H, W], drawn pictures before real ones; cells int64 [drawn, S, K], the class of every
+        target, centres [drawn, S, 2], 0 to 1; named int64 [real]. Both in one batch, since an encoder with batch
+        normalisation would learn each by statistics of its own, and be asked with those of both."""
+        features = self.sense.encode(pixel_values)  # [N, S, E]
+        real = 0 if named is None else len(named)
+        said = self.head(features[: len(features) - real])  # [drawn, S, classes + 2]
         taken = cells[..., 0] > 0  # [N, S]
         *logits, where = said.float().split([*self.sizes, 2], -1)
         # Every cell says whether something is there; the rest is asked only where something is.
@@ -55,6 +73,9 @@ class See(nn.Module):
         for target, one in enumerate(logits[1:], 1):
             loss = loss + nn.functional.cross_entropy(one[taken], cells[taken][:, target], reduction="sum")
         loss = loss + 20 * nn.functional.mse_loss(where[taken], centres[taken], reduction="sum")
+        if named is not None and self.names is not None:
+            called = self.names(features[-real:].mean(1)).float()  # [real, names]
+            loss = loss + nn.functional.cross_entropy(called, named, reduction="sum", label_smoothing=0.1)
         return CausalLMOutput(loss=loss / num_items_in_batch, logits=said)
 
 
@@ -88,9 +109,54 @@ def picture_batch(bank: Bank, indices: np.ndarray, processor: ImageProcessor) ->
 
 def pixels(bank: Bank, indices: np.ndarray, processor: ImageProcessor) -> np.ndarray:
     """`pixel_values` [N, 3, H, W] of a bank's pictures, which are already of the size that the processor wants."""
-    raw = np.stack([bank.picture(int(i)) for i in indices]).astype(np.float32)  # [N, H, W, 3]
-    values = (raw / 255 - np.array(processor.mean, np.float32)) / np.array(processor.std, np.float32)
-    return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    raw = np.stack([bank.picture(int(i)) for i in indices]).transpose(0, 3, 1, 2).astype(np.float32)  # [N, 3, H, W]
+    return normalised(raw / 255, processor)
+
+
+def normalised(pictures: np.ndarray, processor: ImageProcessor) -> np.ndarray:
+    """Pictures [N, 3, H, W], 0 to 1 -> `pixel_values`."""
+    mean, std = (np.array(one, np.float32)[:, None, None] for one in (processor.mean, processor.std))
+    return np.ascontiguousarray((pictures - mean) / std)
+
+
+def named_batch(
+    bank: RealBank,
+    indices: np.ndarray,
+    names: Mapping[str, int],
+    processor: ImageProcessor,
+    rng: np.random.Generator | None = None,
+) -> Batch:
+    """Real pictures with the classes of their names; `rng` redraws them by chance."""
+    raw = np.stack([bank.picture(int(i)) for i in indices]).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    if rng is not None:
+        raw = redrawn(torch.from_numpy(raw), rng).numpy()
+    inputs = {
+        "pixel_values": torch.from_numpy(normalised(raw, processor)),
+        "named": torch.tensor([names[bank.names[i]] for i in indices]),
+    }
+    return Batch(inputs, items=len(indices))
+
+
+def beside(drawn: Batch, named: Batch) -> Batch:
+    """Drawn pictures and real ones as one batch, as `See` takes them."""
+    pixel_values = torch.cat([drawn.inputs["pixel_values"], named.inputs["pixel_values"]])
+    return Batch(drawn.inputs | named.inputs | {"pixel_values": pixel_values}, items=drawn.items + named.items)
+
+
+@torch.inference_mode()
+def named_accuracy(model: See, bank: RealBank, names: Mapping[str, int], processor: ImageProcessor) -> dict[str, float]:
+    """By kind of picture, how often a held-out one gets its name among all; those whose name was never learned are left
+    out."""
+    assert model.names is not None
+    device = next(model.parameters()).device
+    right: dict[str, list[bool]] = {}
+    known = np.array([i for i, name in enumerate(bank.names) if name in names])
+    for part in np.array_split(known, max(1, len(known) // 256)):
+        batch = named_batch(bank, part, names, processor)
+        said = model.names(model.sense.encode(batch.inputs["pixel_values"].to(device)).mean(1)).argmax(-1).cpu()
+        for index, hit in zip(part, said == batch.inputs["named"], strict=True):
+            right.setdefault(PurePosixPath(bank.files[0][index]).name, []).append(bool(hit))
+    return {f"named_{kind}": sum(hits) / len(hits) for kind, hits in right.items()}
 
 
 @torch.inference_mode()
@@ -142,9 +208,9 @@ class Hear(nn.Module):
         return CausalLMOutput(loss=loss / num_items_in_batch, logits=logits)
 
 
-def sound_batch(bank: Bank, indices: np.ndarray, tokenizer: TextTokenizer, rng: np.random.Generator | None) -> Batch:
-    """Utterances of a bank with their tokens; `rng` masks bands of time and pitch (SpecAugment, Park et al. 2019)."""
-    values, mask = mels(bank, indices)
+def sound_batch(sounds: Sequence[Sound], tokenizer: TextTokenizer, rng: np.random.Generator | None) -> Batch:
+    """Sounds with the tokens of their words; `rng` masks bands of time and pitch (SpecAugment, Park et al. 2019)."""
+    values, mask = mels([mel for mel, _ in sounds])
     if rng is not None:
         for row in range(len(values)):
             band, length = rng.integers(0, 12), rng.integers(0, 16)
@@ -152,7 +218,7 @@ def sound_batch(bank: Bank, indices: np.ndarray, tokenizer: TextTokenizer, rng: 
             values[row, low : low + band] = 0
             values[row, :, start : start + length] = 0
         values += rng.normal(0, rng.uniform(0, 0.1), values.shape).astype(np.float32)
-    said = [tokenizer.plain(bank.utterances[i].words) for i in indices]
+    said = [tokenizer.plain(words) for _, words in sounds]
     longest = max(len(one) for one in said)
     inputs = {
         "input_features": torch.from_numpy(values),
@@ -163,9 +229,8 @@ def sound_batch(bank: Bank, indices: np.ndarray, tokenizer: TextTokenizer, rng: 
     return Batch(inputs, items=sum(len(one) for one in said))
 
 
-def mels(bank: Bank, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(`input_features` [N, M, F] padded with zeros, mask bool [N, F]) of a bank's utterances."""
-    sounds = [bank.mel(int(i)) for i in indices]
+def mels(sounds: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(`input_features` [N, M, F] padded with zeros, mask bool [N, F]) of log-mels [frames, M]."""
     longest = max(len(sound) for sound in sounds)
     values = np.zeros((len(sounds), sounds[0].shape[1], longest), np.float32)
     mask = np.zeros((len(sounds), longest), np.bool_)
@@ -178,14 +243,32 @@ def mels(bank: Bank, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @torch.inference_mode()
 def sound_accuracy(model: Hear, bank: Bank, indices: np.ndarray, tokenizer: TextTokenizer) -> dict[str, float]:
     """The share of held-out utterances whose transcript, read off greedily, is right to the letter."""
-    values, mask = mels(bank, indices)
+    sounds = [bank.sound(int(i)) for i in indices]
+    read = transcribed(model, [mel for mel, _ in sounds])
+    return {"exact": sum(said == tokenizer.plain(words) for said, (_, words) in zip(read, sounds)) / len(indices)}
+
+
+@torch.inference_mode()
+def transcribed(model: Hear, sounds: Sequence[np.ndarray]) -> list[list[int]]:
+    """The tokens in each log-mel [frames, M], read off greedily."""
+    values, mask = mels(sounds)
     device = next(model.parameters()).device
     features = model.sense.encode(torch.from_numpy(values).to(device), torch.from_numpy(mask).to(device))
     best = model.head(features).argmax(-1).cpu()  # [N, S]
     heard = model.sense.lengths(features, torch.from_numpy(mask)).cpu()
     blank = model.head.out_features - 1
-    right = 0
-    for row, index in enumerate(indices):
-        path = best[row, : heard[row]].unique_consecutive()
-        right += [int(token) for token in path if token != blank] == tokenizer.plain(bank.utterances[int(index)].words)
-    return {"exact": right / len(indices)}
+    paths = (row[:length].unique_consecutive().tolist() for row, length in zip(best, heard))
+    return [[token for token in path if token != blank] for path in paths]
+
+
+def heard_errors(model: Hear, bank: RealBank, tokenizer: TextTokenizer) -> dict[str, float]:
+    """By kind of recording, the word error rate of what is read off greedily in a bank's sounds."""
+    errors: dict[str, int] = defaultdict(int)
+    spoken: dict[str, int] = defaultdict(int)
+    order = np.argsort(np.diff(bank.offsets)[: bank.recorded], kind="stable")
+    for part in np.array_split(order, max(1, len(order) // 32)):
+        for index, tokens in zip(part, transcribed(model, [bank.mel(int(i)) for i in part]), strict=True):
+            kind, words = PurePosixPath(bank.files[1][index]).name, bank.words[index].split()
+            errors[kind] += edit_distance(tokenizer.decode(tokens).split(), words)
+            spoken[kind] += len(words)
+    return {f"wer_{kind}": errors[kind] / spoken[kind] for kind in spoken}

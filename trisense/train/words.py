@@ -6,6 +6,7 @@ from words than from vectors that only resemble them. `align` then teaches the p
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -28,10 +29,11 @@ class Words:
     """The tokens of a vector: ids int64 [.., K], filled up with V.
 
     A cell with a red cup is ` cup`, ` red`, its size and its place; a moment of an utterance is the token that the head
-    of `hear` finds there. Where there is nothing, it is the word `nothing`.
+    of `hear` finds there. Where there is nothing, it is the word `nothing`. Every cell of a real picture is its whole
+    name, one of `names`.
     """
 
-    def __init__(self, hear: Hear, tokenizer: TextTokenizer, side: int):
+    def __init__(self, hear: Hear, tokenizer: TextTokenizer, side: int, names: Iterable[str] = ()):
         def table(rows: list[list[int]]) -> torch.Tensor:
             longest = max(map(len, rows))
             return torch.tensor([row + [tokenizer.size] * (longest - len(row)) for row in rows])
@@ -45,15 +47,27 @@ class Words:
         thirds = [(row * 3 // side, column * 3 // side) for row in range(side) for column in range(side)]
         self.places = table([tokenizer.plain(place_name(*third)) for third in thirds])  # [S, K]
         self.heard = table([*([token] for token in range(tokenizer.size)), nothing])  # the last class is CTC's blank
-        width = sum(one.shape[1] for one in self.cells) + self.places.shape[1]
+        called = {name: tokenizer.plain(name) for name in names}
+        cell = sum(one.shape[1] for one in self.cells) + self.places.shape[1]
+        width = max(cell, *map(len, called.values())) if called else cell
+        self.filling = torch.full((width - cell,), tokenizer.size)
         self.nothing = torch.tensor(nothing + [tokenizer.size] * (width - len(nothing)))
+        self.names = {
+            name: torch.tensor(tokens + [tokenizer.size] * (width - len(tokens))) for name, tokens in called.items()
+        }  # [K] each
+        self.side = side
         self.head = hear.head
 
     def of_cells(self, cells: torch.Tensor) -> torch.Tensor:
         """classes int64 [.., S, targets] -> ids [.., S, K]."""
         places = self.places.expand(*cells.shape[:-1], -1)
-        ids = torch.cat([*(table[cells[..., target]] for target, table in enumerate(self.cells)), places], -1)
+        filling = self.filling.expand(*cells.shape[:-1], -1)
+        ids = torch.cat([*(table[cells[..., target]] for target, table in enumerate(self.cells)), places, filling], -1)
         return torch.where(cells[..., :1] > 0, ids, self.nothing)
+
+    def of_name(self, name: str) -> torch.Tensor:
+        """ids [S, K] of a picture that is called so."""
+        return self.names[name].expand(self.side**2, -1)
 
     @torch.inference_mode()
     def of_sounds(self, features: torch.Tensor) -> torch.Tensor:

@@ -1,1 +1,1 @@
-"""Real pictures, sound and text under open licences: the pack of files that spark learns from beside the small world."""
+"""Real pictures, sound and text under open licences: what spark learns from beside the small world."""

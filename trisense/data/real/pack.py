@@ -20,11 +20,13 @@ MEDIA = ("image", "audio")
 
 @dataclass(frozen=True, order=True)
 class Ref:
-    """One picture or sound of a pack: the row of a file. Equal and hashable, so that features can be kept for it."""
+    """One picture or sound of a pack: the row of a file. Equal and hashable, so that features can be kept for it.
+    style: of a picture that is drawn anew (`trisense.data.real.style`); 0 for the picture as it is."""
 
     sense: Literal["image", "audio"]
     file: str
     row: int
+    style: int = 0
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class _File:
         try:
             table = parquet.read_table(path)
         except FileNotFoundError:
-            raise BadInput(f"{path}: no such file; name the folder of the pack (docs/spark.md lists its files)") from None
+            raise BadInput(f"{path}: no such file; name the folder of a pack (docs/spark.md lists its files)") from None
         except (ArrowException, OSError) as error:
             raise BadInput(f"{path}: not a parquet file that can be read ({error})") from None
         if "split" not in table.column_names:

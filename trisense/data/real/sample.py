@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,3 +39,13 @@ class Sample:
     answer: str
     accepted: tuple[str, ...] = ()
     score: Score = "exact"
+
+
+def edit_distance(said: Sequence[str], truth: Sequence[str]) -> int:
+    """Fewest words to put in, leave out or exchange (Levenshtein 1966)."""
+    row = list(range(len(truth) + 1))
+    for word in said:
+        above, row = row, [row[0] + 1]
+        for column, other in enumerate(truth):
+            row.append(min(above[column] + (word != other), above[column + 1] + 1, row[-1] + 1))
+    return row[-1]

@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from functools import cached_property
 from multiprocessing import get_context
@@ -61,7 +61,7 @@ class Bank:
         folder.mkdir(parents=True, exist_ok=True)
         card = folder / "bank.json"
         if not card.exists():
-            _whole(card, lambda aside: aside.write_text(json.dumps(made)))
+            write_aside(card, lambda aside: aside.write_text(json.dumps(made)))
         elif _read(card) != made:
             raise BadInput(f"{card}: this bank was made with other options; name another folder or remove it")
         jobs = [
@@ -72,15 +72,7 @@ class Bank:
             (_speak_shard, folder / f"mels-{start}.npz", (start, min(start + SHARD, utterances), seed, sounds))
             for start in range(0, utterances, SHARD)
         ]
-        todo = [(make, path, arguments) for make, path, arguments in jobs if not path.exists()]
-        if todo:
-            # One process a core, each with one thread: threads of a matrix product that wait for a core cost more than
-            # the product.
-            with (
-                patch.dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
-                ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool,
-            ):
-                list(pool.map(_make_shard, *zip(*todo, strict=True)))
+        make_shards(jobs)
         shards = [np.load(path, mmap_mode="r") for make, path, _ in jobs if make is _draw_shard]
         self.pictures = shards
         mels, lengths = [], []
@@ -102,6 +94,10 @@ class Bank:
         """float16 [F, M] of one utterance."""
         return self.mels[self.offsets[index] : self.offsets[index + 1]]
 
+    def sound(self, index: int) -> tuple[np.ndarray, str]:
+        """Its log-mel [frames, M] and its words."""
+        return self.mel(index), self.utterances[index].words
+
     @cached_property
     def _found(self) -> dict[tuple[str | None, ...], list[int]]:
         found: dict[tuple[str | None, ...], list[int]] = defaultdict(list)
@@ -122,7 +118,7 @@ class Bank:
         raise BadInput(f"the bank has no utterance of the topic {topic!r}; raise world.utterances")
 
 
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Writes aside and renames, so that a kill never leaves half a file."""
     aside = path.with_name(f"{path.stem}.part{path.suffix}")
     write(aside)
@@ -136,8 +132,22 @@ def _read(card: Path) -> object:
         raise BadInput(f"{card}: not the card of a bank; name another folder or remove it") from None
 
 
+def make_shards(jobs: Iterable[tuple[Callable[..., None], Path, tuple[Any, ...]]]) -> None:
+    """Has `make(path, *arguments)` write every file that is missing, in as many processes as there are cores."""
+    todo = [job for job in jobs if not job[1].exists()]
+    if not todo:
+        return
+    # One process a core, each with one thread: threads of a matrix product that wait for a core cost more than the
+    # product.
+    with (
+        patch.dict(os.environ, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"),
+        ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool,
+    ):
+        list(pool.map(_make_shard, *zip(*todo, strict=True)))
+
+
 def _make_shard(make: Callable[..., None], path: Path, arguments: tuple[Any, ...]) -> None:
-    _whole(path, lambda aside: make(aside, *arguments))
+    write_aside(path, lambda aside: make(aside, *arguments))
 
 
 def _draw_shard(path: Path, start: int, stop: int, seed: int, size: int) -> None:

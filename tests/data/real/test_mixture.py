@@ -1,0 +1,104 @@
+"""Tasks over a small pack: what each asks, that answers are true, and that the same number is the same sample."""
+
+from __future__ import annotations
+
+import pytest
+
+from trisense.data.real.mixture import TASKS, Mixture, weights
+from trisense.data.real.pack import Pack, Ref
+from trisense.data.real.sample import Sample, Spoken
+from trisense.data.real.tasks import cut
+from trisense.errors import BadInput
+
+
+def one(pack: Pack, task: str) -> list[Sample]:
+    return list(Mixture(pack, "train", 0).every(task))
+
+
+def test_every_task_asks_something_of_this_pack(pack: Pack) -> None:
+    for task in TASKS:
+        samples = one(pack, task)
+        assert samples, task
+        for sample in samples:
+            assert sample.task == task and sample.question and sample.answer, task
+            assert all(
+                sample.question.strip() == sample.question and len(given) > 0 for given in map(str, sample.given)
+            )
+
+
+def test_single_sources(pack: Pack) -> None:
+    assert one(pack, "name an emoji")[0] == Sample(
+        "name an emoji", (Ref("image", "pictures/noto72", 0),), "What is this?", "red apple"
+    )
+    digit = one(pack, "spoken digits")[1]
+    assert (digit.question, digit.answer, digit.accepted) == ("Which digit is spoken?", "one", ("1",))
+    statement = one(pack, "statements about scenes")[1]
+    assert statement.question == "Is this true? There is 1 box."
+    assert (statement.answer, statement.accepted) == ("no", ("false",))
+    passage = one(pack, "passages")[1]
+    assert passage.given == ("In 1901 the town, it is said, was built by pear.",)
+    assert (passage.question, passage.answer, passage.score) == ("Who built town 1?", "pear", "f1")
+    drawn = one(pack, "name an emoji, another style")[2]
+    assert drawn.answer == "dog" and drawn.given == (Ref("image", "pictures/noto72", 2, style=3),)
+
+
+def test_a_passage_is_cut_around_its_answer() -> None:
+    text = " ".join(f"w{i}" for i in range(300))
+    found = cut(text, "w150", 40)
+    assert found and "w150" in found.split() and len(found.split()) == 40
+    assert cut(text, "w3", 40).split()[0] == "w0"  # pyright: ignore[reportOptionalMemberAccess]
+    assert cut(text, "nowhere") is None
+
+
+def test_joined_answers_are_true(pack: Pack) -> None:
+    names = {
+        sample.given[0]: sample.answer
+        for task in ("name an emoji", "name a drawing", "name a product")
+        for sample in one(pack, task)
+    }
+    for sample in one(pack, "picture and speech disagree"):
+        picture, spoken = sample.given
+        if picture not in names:
+            continue
+        assert isinstance(spoken, Spoken)
+        said = spoken.words.removeprefix("this is ").removeprefix("an ").removeprefix("a ")
+        if sample.answer.startswith("yes"):
+            assert said == names[picture] == sample.answer.removeprefix("yes: ")
+        else:
+            assert sample.accepted == (names[picture], said) and said != names[picture]
+    for sample in one(pack, "spoken list against a picture"):
+        spoken = sample.given[1]
+        assert isinstance(spoken, Spoken) and sample.answer in spoken.words
+    for sample in one(pack, "fact in one sense"):
+        name = sample.question.removeprefix("Where is the ").split(":")[0]
+        picture, spoken, text = sample.given
+        place = {
+            "in the picture": names.get(picture, name),
+            "in the sound": getattr(spoken, "words", ""),
+            "in the text": text,
+        }
+        assert name in place[sample.answer]
+    for sample in one(pack, "fact in no sense"):
+        senses = {given.sense if isinstance(given, Ref) else "text" for given in sample.given}
+        assert {"There is no picture.": "image", "There is no sound.": "audio"}.get(sample.answer) not in senses
+
+
+def test_training_draws_by_number_and_by_weight(pack: Pack) -> None:
+    mixture = Mixture(pack, "train", 3)
+    samples = [mixture.sample(number) for number in range(400)]
+    assert samples == [Mixture(pack, "train", 3).sample(number) for number in range(400)]
+    assert samples != [Mixture(pack, "train", 4).sample(number) for number in range(400)]
+    counts = {task: sum(sample.task == task for sample in samples) for task in TASKS}
+    assert counts["name an emoji, another style"] == 0, "what is measured for what carries over is not trained"
+    assert counts["name an emoji"] > counts["sounds"]
+    assert len({sample.question for sample in samples if sample.task == "name an emoji"}) > 1, "several phrasings"
+    assert set(weights()) <= set(TASKS)
+
+
+def test_a_part_of_a_task_is_the_same_part_each_time(pack: Pack) -> None:
+    mixture = Mixture(pack, "train", 0)
+    part = list(mixture.every("name an emoji", 3))
+    assert len(part) == 3 and part == list(mixture.every("name an emoji", 3))
+    assert all(sample in list(mixture.every("name an emoji")) for sample in part)
+    with pytest.raises(BadInput, match="no task 'name a cat'; there are: name an emoji"):
+        next(mixture.every("name a cat"))

@@ -1,0 +1,74 @@
+"""Pictures and sounds of samples as media that are read like files: also other views of them, and words that are spoken
+when they are asked for."""
+
+from __future__ import annotations
+
+import io
+import wave
+
+import numpy as np
+from PIL import Image
+
+from trisense.chat import Conversation
+from trisense.data.real.pack import Pack, Ref
+from trisense.data.real.sample import Sample, Spoken
+from trisense.data.real.style import in_other_style
+from trisense.data.sources.stores import Embedded
+from trisense.data.world.facts import Utterance
+from trisense.data.world.speech import SAMPLING_RATE, speak
+
+
+def asked(pack: Pack, sample: Sample) -> Conversation:
+    """A sample as a conversation that is not yet answered, its media to be read."""
+    given: dict[str, list] = {"image": [], "audio": [], "text": []}
+    for one in sample.given:
+        if isinstance(one, str):
+            given["text"].append(one)
+        else:
+            given["audio" if isinstance(one, Spoken) else one.sense].append(medium(pack, one))
+    return Conversation.ask(sample.question, given["image"], given["audio"], given["text"])
+
+
+def medium(pack: Pack, given: Ref | Spoken, view: int = 0) -> Embedded:
+    """What a picture or sound is read from. view: 0 as it is; others redraw a picture, each in its own way. Equal for
+    equal arguments, as features that are kept for it need."""
+    name = f"{given}, view {view}" if view else str(given)
+    if isinstance(given, Spoken):
+        return Embedded(name, lambda size: _wav(speak(Utterance(given.words, "thing", style=given.style))))
+    if view:
+        return Embedded(name, lambda size: _redrawn(pack.medium(given), view))
+    if given.style:
+        return Embedded(name, lambda size: _png(in_other_style(_opened(pack.medium(given)), given.style)))
+    return Embedded(name, lambda size: pack.medium(given))
+
+
+def _opened(encoded: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(encoded)).convert("RGB")
+
+
+def _png(picture: Image.Image) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, "png")
+    return out.getvalue()
+
+
+def _redrawn(encoded: bytes, view: int) -> bytes:
+    """The picture as PNG, redrawn as `view` and its size and bytes decide."""
+    import torch
+
+    from trisense.data.real.augment import redrawn
+
+    pixels = np.asarray(_opened(encoded), np.float32) / 255
+    rng = np.random.default_rng((view, *encoded[-16:]))
+    picture = redrawn(torch.from_numpy(pixels.transpose(2, 0, 1))[None], rng)[0]
+    return _png(Image.fromarray((picture.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)))
+
+
+def _wav(sound: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLING_RATE)
+        file.writeframes((sound * 32767).astype("<i2").tobytes())
+    return out.getvalue()

@@ -1,0 +1,246 @@
+"""Tasks about one source: what is asked of a picture, a recording or a text of a pack, and how it is measured.
+
+A task has subjects, found once, and makes a question about one of them. Its first phrasing is the one it is measured with.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from trisense.data.real.bank import DIGITS, name_of, named_pictures, plain, recorded, sentences
+from trisense.data.real.pack import Pack, Ref, Split
+from trisense.data.real.sample import Given, Score, Spoken
+from trisense.data.world.single import yes_no
+
+# A passage is cut to so many words around its answer.
+WINDOW = 80
+
+
+@dataclass(frozen=True)
+class Task:
+    """subjects: of a pack and a split, whatever `ask` takes. ask: a question about one of them."""
+
+    subjects: Callable[[Pack, Split], Sequence[Any]]
+    ask: Callable[[random.Random, Any], Asked]
+    score: Score = "exact"
+
+
+class Asked(NamedTuple):
+    """A question about what is given; accepted: other answers that are right too."""
+
+    given: tuple[Given, ...]
+    question: str
+    answer: str
+    accepted: tuple[str, ...] = ()
+
+
+class Measuring(random.Random):
+    """Chance where a model is measured: everything is asked in its first phrasing."""
+
+
+def phrase(rng: random.Random, phrasings: Sequence[str]) -> str:
+    """One of several ways to ask; the first as often as all others together."""
+    if isinstance(rng, Measuring) or len(phrasings) == 1 or rng.random() < 0.5:
+        return phrasings[0]
+    return rng.choice(phrasings[1:])
+
+
+NAME = ("What is this?", "What is in the picture?", "What does the picture show?", "Name what you see.")
+SAY = ("What does the speaker say?", "What is said?", "Write down what you hear.")
+SOUND = ("What makes this sound?", "What do you hear?", "Which sound is this?")
+
+
+def _pictures(file: str) -> Callable[[Pack, Split], Sequence[Any]]:
+    def found(pack: Pack, split: Split) -> list[tuple[Ref, str]]:
+        return [(ref, name) for ref, name in named_pictures(pack, split) if ref.file == file]
+
+    return found
+
+
+def _name(rng: random.Random, subject: tuple[Ref, str]) -> Asked:
+    return Asked((subject[0],), phrase(rng, NAME), subject[1])
+
+
+def _emoji_in_another_style(pack: Pack, split: Split) -> list[tuple[Ref, str]]:
+    """Names that training learns, in drawings that it never sees; the same for every split, for measuring only."""
+    emoji = _pictures("pictures/noto72")(pack, "train")
+    return [(replace(ref, style=number + 1), name) for number, (ref, name) in enumerate(emoji)]
+
+
+def _groceries(pack: Pack, split: Split) -> list[tuple[Ref, str]]:
+    file = "pictures/grocery"
+    return [(Ref("image", file, number), plain(row["label"])) for number, row in pack.rows(file, split)]
+
+
+def _grocery(rng: random.Random, subject: tuple[Ref, str]) -> Asked:
+    asked = phrase(rng, ("Which kind of grocery is this?", "What kind of food is in the picture?"))
+    return Asked((subject[0],), asked, subject[1])
+
+
+def _shape_questions(pack: Pack, split: Split) -> list[tuple[Ref, str, str]]:
+    file = "pictures/easy_vqa_images"
+    refs = {row["id"]: Ref("image", file, number) for number, row in pack.rows(file, split)}
+    questions = pack.rows("pictures/easy_vqa_questions", split)
+    return [(refs[row["image_id"]], row["question"], row["answer"]) for _, row in questions]
+
+
+def _asked(rng: random.Random, subject: tuple[Ref, str, str]) -> Asked:
+    ref, question, answer = subject
+    return Asked((ref,), question[0].upper() + question[1:], answer)
+
+
+def _statements(pack: Pack, split: Split) -> list[tuple[Ref, str, str]]:
+    files = ("scenes/nlvr_train", "scenes/nlvr_test_u") if split == "train" else ("scenes/nlvr_dev",)
+    return [
+        (Ref("image", file, number), " ".join(row["text"].split()), yes_no(row["answer"] == "true"))
+        for file in files
+        for number, row in pack.rows(file, split)
+    ]
+
+
+def _statement(rng: random.Random, subject: tuple[Ref, str, str]) -> Asked:
+    ref, text, answer = subject
+    statement = text.rstrip(".") + "."
+    asked = phrase(rng, (f"Is this true? {statement}", f"{statement} Is that so?", f"True or false? {statement}"))
+    truth = "true" if answer == "yes" else "false"
+    if asked.startswith("True"):
+        return Asked((ref,), asked, truth, (answer,))
+    return Asked((ref,), asked, answer, (truth,))
+
+
+def _speech(*files: str) -> Callable[[Pack, Split], Sequence[Any]]:
+    def found(pack: Pack, split: Split) -> list[tuple[Ref, str]]:
+        return [(ref, words) for ref, words in recorded(pack, split) if ref.file in files]
+
+    return found
+
+
+def _say(rng: random.Random, subject: tuple[Given, str]) -> Asked:
+    return Asked((subject[0],), phrase(rng, SAY), subject[1])
+
+
+def _digit(rng: random.Random, subject: tuple[Ref, str]) -> Asked:
+    ref, word = subject
+    asked = phrase(rng, ("Which digit is spoken?", "Which number does the speaker say?", *SAY))
+    return Asked((ref,), asked, word, (str(DIGITS.index(word)),))
+
+
+def _spoken(rng: random.Random, words: str) -> Asked:
+    return _say(rng, (Spoken(words, rng.getrandbits(32)), words))
+
+
+def _sounds(pack: Pack, split: Split) -> list[tuple[Ref, str]]:
+    return [(ref, words.strip("()")) for ref, words in recorded(pack, split) if ref.file.startswith("sounds/")]
+
+
+def _effects(pack: Pack, split: Split) -> list[tuple[Ref, str]]:
+    file = "sounds/tuxpaint_effects"
+    found = [(Ref("audio", file, number), name_of(row)) for number, row in pack.rows(file, split)]
+    return [(ref, name) for ref, name in found if name]
+
+
+def _sound(rng: random.Random, subject: tuple[Ref, str]) -> Asked:
+    return Asked((subject[0],), phrase(rng, SOUND), subject[1])
+
+
+def _passages(pack: Pack, split: Split) -> list[tuple[str, str, tuple[str, ...]]]:
+    found = []
+    for _, row in pack.rows("text/qed", split):
+        answers = tuple(row["answers"]) or (row["answer"],)
+        window = cut(row["text"], answers[0])
+        if window:
+            question = row["question"].strip()
+            found.append((window, f"{question[0].upper()}{question[1:].rstrip('?')}?", answers))
+    return found
+
+
+def cut(passage: str, answer: str, words: int = WINDOW) -> str | None:
+    """About `words` words of a passage around where the answer stands; None where it does not."""
+    text = re.sub(r" ([.,;:?!)'])", r"\1", " ".join(passage.replace("``", '"').replace("''", '"').split()))
+    place = text.find(answer)
+    if place < 0:
+        return None
+    before, after = text[:place].split(), text[place:].split()
+    start = max(0, len(before) - words // 2)
+    return " ".join((before + after)[start : start + words])
+
+
+def _passage(rng: random.Random, subject: tuple[str, str, tuple[str, ...]]) -> Asked:
+    text, question, answers = subject
+    return Asked((text,), question, answers[0], answers[1:])
+
+
+def _definitions(pack: Pack, split: Split) -> list[tuple[str, tuple[str, ...]]]:
+    return [
+        (row["text"], tuple(row["label"].split(";")))
+        for _, row in pack.rows("text/wordnet", split)
+        if row["text"] and len(row["text"].split()) <= 16
+    ]
+
+
+def _definition(rng: random.Random, subject: tuple[str, tuple[str, ...]]) -> Asked:
+    return Asked((), f"What does {subject[1][0]} mean?", subject[0])
+
+
+def _meaning(rng: random.Random, subject: tuple[str, tuple[str, ...]]) -> Asked:
+    return Asked((), f"Which word means: {subject[0]}?", subject[1][0], subject[1][1:])
+
+
+def _trivia(pack: Pack, split: Split) -> list[tuple[str, tuple[str, ...], str]]:
+    return [
+        (row["question"], tuple(row["choices"]), row["answer"])
+        for _, row in pack.rows("text/trivia", split)
+        if row["answer"] in row["choices"] and len(row["question"].split()) <= 30
+    ]
+
+
+def _choice(rng: random.Random, subject: tuple[str, tuple[str, ...], str]) -> Asked:
+    question, choices, answer = subject
+    return Asked((f"Choose: {'; '.join(choices)}.",), question, answer)
+
+
+def _continued(pack: Pack, split: Split) -> list[tuple[str, str]]:
+    found = []
+    for _, row in pack.rows("text/gutenberg", split):
+        words = row["text"].split()
+        for start in range(0, len(words) - 40, 120):
+            found.append((" ".join(words[start : start + 24]), " ".join(words[start + 24 : start + 34])))
+    return found
+
+
+def _continue(rng: random.Random, subject: tuple[str, str]) -> Asked:
+    return Asked((subject[0],), "How does the text go on?", subject[1])
+
+
+SPEECHOCEAN = ("speech/speechocean762_train_1", "speech/speechocean762_train_2")
+SINGLE: dict[str, Task] = {
+    "name an emoji": Task(_pictures("pictures/noto72"), _name),
+    "name an emoji, another style": Task(_emoji_in_another_style, _name),
+    "name a drawing": Task(
+        lambda pack, split: [
+            *_pictures("pictures/art4apps")(pack, split),
+            *_pictures("pictures/tuxpaint")(pack, split),
+        ],
+        _name,
+    ),
+    "name a grocery": Task(_groceries, _grocery),
+    "name a product": Task(_pictures("pictures/grocery"), _name),
+    "shapes": Task(_shape_questions, _asked),
+    "statements about scenes": Task(_statements, _statement),
+    "spoken digits": Task(_speech("speech/fsdd"), _digit),
+    "commands": Task(_speech("speech/speech_commands", "speech/wake_words"), _say),
+    "spoken words": Task(_speech("speech/gcompris_en"), _say),
+    "read sentences": Task(_speech(*SPEECHOCEAN), _say, "wer"),
+    "synthetic speech": Task(sentences, _spoken, "wer"),
+    "sounds": Task(_sounds, _sound),
+    "sound effects": Task(_effects, _sound),
+    "passages": Task(_passages, _passage, "f1"),
+    "definitions": Task(_definitions, _definition, "f1"),
+    "words": Task(_definitions, _meaning),
+    "trivia": Task(_trivia, _choice),
+    "everyday English": Task(_continued, _continue, "f1"),
+}

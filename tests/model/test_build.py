@@ -10,7 +10,7 @@ import torch
 
 from trisense.chat import Layout, Markers
 from trisense.errors import BadInput
-from trisense.model.build import LOOK_BACK, build_model, build_processor, train_tokenizer
+from trisense.model.build import LOOK_BACK, begin_with, build_model, build_processor, train_tokenizer
 from trisense.preprocess import AudioProcessor, ImageProcessor
 from trisense.recipe import Design
 
@@ -189,3 +189,34 @@ def test_a_first_layer_without_biases_does_not():
     attention: Any = build_model(design(), build_processor(design(), train_tokenizer(TEXTS, design()))).language_model
     first = attention.model.layers[0].self_attn
     assert first.q_proj.bias is None and torch.equal(first.q_proj.weight, first.k_proj.weight)
+
+
+def test_a_model_begins_with_the_weights_of_another_that_knows_fewer_words() -> None:
+    torch.manual_seed(0)
+    small, large = (design(vocabulary=size) for size in (300, 320))
+    words = train_tokenizer(TEXTS, small), train_tokenizer([*TEXTS, *["a wooden spoon on the table"] * 9], large)
+    assert words[0].size < words[1].size
+    other, model = (build_model(d, build_processor(d, w)) for d, w in zip((small, large), words, strict=True))
+    begin_with(model, words[1], other, words[0])
+    theirs = other.state_dict()
+    for name, weight in model.state_dict().items():
+        if "embed" not in name and "lm_head" not in name:
+            assert torch.equal(weight, theirs[name]), name
+    own, before = model.get_input_embeddings().weight, other.get_input_embeddings().weight
+    for token in ("<|end|>", "<|image|>"):
+        assert torch.equal(own[words[1].id(token)], before[words[0].id(token)])
+    shared = {
+        words[1].id(t): words[0].id(t) for t in (words[1].token(i) for i in range(words[1].size)) if words[0].id(t)
+    }
+    assert len(shared) > 250 and all(torch.equal(own[mine], before[old]) for mine, old in shared.items())
+    new = next(i for i in range(words[1].size) if i not in shared and words[1].decode([i]).strip())
+    pieces = words[0].plain(words[1].decode([new]))
+    torch.testing.assert_close(own[new], before[pieces].mean(0))
+
+
+def test_a_model_of_another_design_is_no_beginning() -> None:
+    words = train_tokenizer(TEXTS, design())
+    wide = design(text={**design().text, "intermediate_size": 64})
+    model, other = (build_model(d, build_processor(d, words)) for d in (design(), wide))
+    with pytest.raises(BadInput, match=r"the model to begin with has \[.*64.*\] for language_model.*this design"):
+        begin_with(model, words, other, words)

@@ -89,3 +89,23 @@ def test_the_loss_is_in_units_of_the_words_variance(parts: SimpleNamespace):
     expected = embed_words(table, wanted).square().mean() / table.var()
     assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
     assert 3 < float(loss.detach()) < 7
+
+
+def test_real_pictures_are_aligned_with_their_names_beside_drawn_ones(parts: SimpleNamespace):
+    words = Words(parts.hear, parts.tokenizer, 6, ["red apple", "the house of the red fish"])
+    rng = np.random.default_rng(1)
+    named = [("red apple", rng.normal(size=(36, 160)).astype(np.float16))]
+    batch = align_batch(parts.bank, parts.features, words, np.random.default_rng(0), 8, named, 0.25)
+    plain = align_batch(parts.bank, parts.features, words, np.random.default_rng(0), 6)
+    inputs = batch.inputs
+    assert len(inputs["image_features"]) == 8 * 36 and len(inputs["image_weights"]) == 8 * 36
+    assert torch.equal(inputs["image_words"][: 6 * 36], plain.inputs["image_words"]), "six of eight are drawn"
+    assert np.array_equal(inputs["image_features"][-36:].numpy(), named[0][1].astype(np.float32))
+    said = [token for token in inputs["image_words"][-1].tolist() if token != parts.tokenizer.size]
+    assert parts.tokenizer.decode(said).strip() == "red apple"
+    longest = len(parts.tokenizer.plain("the house of the red fish"))
+    assert (
+        words.of_name("red apple").shape == (36, inputs["image_words"].shape[1])
+        and longest <= inputs["image_words"].shape[1]
+    )
+    Align(parts.model)(**inputs, num_items_in_batch=torch.tensor(float(batch.items))).loss.backward()

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
@@ -27,7 +25,6 @@ from trisense.train.warmup import (
     See,
     beside,
     cell_targets,
-    edit_distance,
     mels,
     named_accuracy,
     named_batch,
@@ -290,26 +287,3 @@ def test_ctc_learns_a_toy_in_a_few_steps() -> None:
         model(**batch.inputs, num_items_in_batch=torch.tensor(float(batch.items))).loss.backward()
         optimizer.step()
     assert sound_accuracy(model.eval(), source, indices, words) == {"exact": 1.0}
-
-
-def test_errors_of_hearing_are_words_put_in_left_out_or_exchanged() -> None:
-    for said, truth, errors in (
-        ("the cat sat", "the cat sat", 0),
-        ("the cat", "the cat sat", 1),
-        ("a cat sat down", "the cat sat", 2),
-        ("", "the cat", 2),
-        ("one two", "", 2),
-    ):
-        assert edit_distance(said.split(), truth.split()) == errors
-
-
-@given(st.lists(st.sampled_from("abc"), max_size=6), st.lists(st.sampled_from("abc"), max_size=6))
-def test_the_distance_is_the_least_of_all_ways(said: list[str], truth: list[str]) -> None:
-    """Against the definition, which tries every way."""
-
-    def naive(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-        if not a or not b:
-            return len(a) + len(b)
-        return min(naive(a[1:], b) + 1, naive(a, b[1:]) + 1, naive(a[1:], b[1:]) + (a[0] != b[0]))
-
-    assert edit_distance(said, truth) == naive(tuple(said), tuple(truth))

@@ -96,8 +96,8 @@ def bench_spark(model: str = "spark", rounds: int = 5) -> Speed:
     sides = _Ours(folder), _Theirs(folder)
     for turn in range(rounds + 1):
         conversation = _asked(turn)  # another one each time: nothing that was read before can be used
-        times = [_timed(lambda side=side: side.answer(conversation, 1)) for side in sides]
-        whole = [_timed(lambda side=side: side.answer(conversation, TOKENS + 1)) for side in sides]
+        times = [_timed(side.answer, conversation, 1) for side in sides]
+        whole = [_timed(side.answer, conversation, TOKENS + 1) for side in sides]
         if turn:
             first.append(times)
             rates.append([TOKENS / (long - short) for long, short in zip(whole, times, strict=True)])
@@ -168,9 +168,9 @@ def _first_word(command: list[str]) -> float:
     return took
 
 
-def _timed(work: Callable[[], object]) -> float:
+def _timed(work: Callable[..., object], *arguments: object) -> float:
     began = time.perf_counter()
-    work()
+    work(*arguments)
     return time.perf_counter() - began
 
 

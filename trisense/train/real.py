@@ -68,8 +68,8 @@ class Real:
         return cls(pack, out, learned, held, names, called, *samples)
 
     def draw_sound(self, bank: Bank, pool: int, real: float, rng: np.random.Generator) -> tuple[np.ndarray, str]:
-        """A log-mel [frames, M] and its words: in the share `real` a recording or a sentence, both as often, else one of
-        the first `pool` utterances of the world's bank."""
+        """A log-mel [frames, M] and its words: in the share `real` a recording or a sentence, both as often, else one
+        of the first `pool` utterances of the world's bank."""
         own, spoken = self.learned, len(self.learned.words) - self.learned.recorded
         if rng.random() >= real:
             return bank.sound(int(rng.integers(0, pool)))

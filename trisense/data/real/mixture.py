@@ -1,4 +1,4 @@
-"""All tasks of a pack as one: samples without end for training, each by its number; every subject once for measuring."""
+"""All tasks of a pack as one: samples without end for training, by number; every subject once for measuring."""
 
 from __future__ import annotations
 

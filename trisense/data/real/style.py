@@ -1,4 +1,4 @@
-"""A drawing style of our own that training never sees: how well a name carries over to other drawings of the same thing."""
+"""A drawing style of our own that training never sees: does a name carry over to other drawings of the same thing?"""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from PIL import Image, ImageFilter
 
 
 def in_other_style(picture: Image.Image, seed: int) -> Image.Image:
-    """An RGB picture on white as a cartoonist would draw it again: few flat colours of another tone, dark outlines, lines
-    that waver, a little larger or smaller and off the centre.
+    """An RGB picture on white as a cartoonist would draw it again: few flat colours of another tone, dark outlines,
+    lines that waver, a little larger or smaller and off the centre.
 
     The same picture and seed give the same drawing. `trisense.data.real.augment` makes none of this but the change of
     size and tone.

@@ -1,6 +1,6 @@
 """Tasks about one source: what is asked of a picture, a recording or a text of a pack, and how it is measured.
 
-A task has subjects, found once, and makes a question about one of them. Its first phrasing is the one it is measured with.
+A task has subjects, found once, and makes a question about one of them. It is measured with its first phrasing.
 """
 
 from __future__ import annotations

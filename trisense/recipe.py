@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from trisense.chat import Layout
 from trisense.errors import BadInput
 from trisense.preprocess import AudioProcessor, ImageProcessor
-from trisense.stage import STAGES, AnyStage, Optimizer, Options, Positive, Rate
+from trisense.stage import STAGES, AnyStage, Optimizer, Options, Positive, Rate, Share
 
 
 class Adapter(Options):
@@ -121,7 +121,8 @@ class Recipe(Options):
 
     audio: `transcript` for a design without ears, to which Whisper writes down what is said (`answering.speech`), or
     `embed` for one whose sounds go through an encoder and a projector, as pictures do; `embed` gives a design without
-    ears those of `ears`. Default: as the design is.
+    ears those of `ears`. Default: as the design is. budget: shares of the stages in a time that a whole run is given;
+    what is left is for everything else.
     """
 
     name: str
@@ -132,6 +133,7 @@ class Recipe(Options):
     answering: Answering = Answering()
     world: World = World()
     real: Real = Real()
+    budget: dict[str, Share] = {}
     stages: dict[str, AnyStage] = {}
 
     @model_validator(mode="before")

@@ -119,6 +119,10 @@ def _bytes(parts: list[Part]) -> int:
     return sum(part.size for part in parts)
 
 
+# Questions of each row of the tables that a run with a budget ends with.
+MEASURED = 100
+
+
 @click.group()
 def train() -> None:
     """Train a model."""
@@ -133,6 +137,9 @@ def train() -> None:
 @click.option(
     "--after", type=click.Path(path_type=Path), metavar="FOLDER", help="Model to begin with; default: nothing."
 )
+@click.option(
+    "--budget", metavar="TIME", help="30m or 10h for all of it, in place of the recipe's steps; then a table."
+)
 @parallel_option
 @tracker_option
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -143,22 +150,53 @@ def train_spark(
     bank: Path | None,
     data: Path | None,
     after: Path | None,
+    budget: str | None,
     parallel: Literal["ddp", "fsdp"],
     tracker: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train spark from nothing on the small world. KEY=VALUE changes the recipe. A run that was stopped goes on.
+    """Train spark from nothing on the small world and, with --data, on real data. KEY=VALUE changes the recipe.
+
+    A run that was stopped goes on. With --budget the model is also exported, to OUT/onnx, and measured.
 
     \b
     trisense train spark --out runs/spark stages.answer.steps=2000
+    trisense train spark --data PACK --budget 30m --out runs/spark
     """
     from trisense.recipe import read
 
     recipe = read("spark", overrides)
     need("train", "torch", "transformers", "accelerate", "espeakng_loader")
+    from trisense.engines import PACKAGED
+    from trisense.train.budget import seconds_of
     from trisense.train.spark import train_spark as run
 
-    wrote(run(recipe, out, device, seed, bank, data=data, after=after, parallel=parallel, tracker=tracker))
+    seconds = seconds_of(budget) if budget else None
+    after = PACKAGED if after == Path("spark") else after
+    how = {"data": data, "after": after, "seconds": seconds, "parallel": parallel, "tracker": tracker}
+    folder = run(recipe, out, device, seed, bank, **how)
+    wrote(folder)
+    if seconds is not None and is_main():
+        _package(folder, out, data)
+
+
+def _package(model: Path, out: Path, data: Path | None) -> None:
+    """Exports a trained spark to `out/onnx` and writes what it reaches to `out/table.md`."""
+    from trisense.measure.evaluate import world as measure_world
+    from trisense.model.export import export_onnx
+
+    parts = out / "onnx"
+    if not parts.exists():
+        export_onnx(model, parts, "int8")
+    tables = [str(measure_world(parts, MEASURED))]
+    if data:
+        from trisense.data.real.pack import Pack
+        from trisense.measure.real import real
+
+        tables.append(str(real(parts, Pack(data), MEASURED)))
+    table = "\n\n".join(tables)
+    (out / "table.md").write_text(table + "\n", encoding="utf-8")
+    click.echo(f"wrote {parts}\n\n{table}")
 
 
 @train.command("stage")
@@ -212,9 +250,14 @@ def train_stage(
     wrote(run(read(recipe, overrides), stage, data, out, media=media, after=after, doctor=doctor, **how))
 
 
+def is_main() -> bool:
+    """Whether this is the first of the processes that torchrun has started, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def wrote(folder: Path) -> None:
-    """Says so once, however many processes torchrun has started."""
-    if os.environ.get("RANK", "0") == "0":
+    """Says so once, however many processes there are."""
+    if is_main():
         click.echo(f"wrote {folder}")
 
 

@@ -35,9 +35,10 @@ from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.senses import Sense
 from trisense.prompt import Processor
 from trisense.recipe import Recipe
-from trisense.stage import WarmupStage, WorldStage
+from trisense.stage import Stage, WarmupStage, WorldStage
 from trisense.tokens import TextTokenizer
 from trisense.train.align import Align, align_accuracy, align_batch
+from trisense.train.budget import within
 from trisense.train.checkpoints import same_run
 from trisense.train.conversing import answer_accuracy, answer_samples
 from trisense.train.disk import write_text, write_whole
@@ -106,6 +107,7 @@ def train_spark(
     *,
     data: Path | None = None,
     after: Path | None = None,
+    seconds: float | None = None,
     parallel: Parallel = "ddp",
     tracker: str | None = None,
 ) -> Path:
@@ -113,9 +115,10 @@ def train_spark(
 
     device: `auto` or `cpu`. bank: where the drawn and spoken media are kept; default `out/bank`. data: a pack of real
     data (`trisense.data.real.pack`); without one all is of the small world. after: a model of the same design to begin
-    with in place of nothing. parallel, tracker: as `train` takes them. Of several processes the main one makes the
-    tokenizer, the bank and the features, and the others read them, so `out` has to be one folder for all. Raises
-    BadInput when the bank is too small to learn from, or when the folder holds a run of other options.
+    with in place of nothing. seconds: a budget that the stages share, as `recipe.budget` says, in place of their own
+    steps. parallel, tracker: as `train` takes them. Of several processes the main one makes the tokenizer, the bank and
+    the features, and the others read them, so `out` has to be one folder for all. Raises BadInput when the bank is too
+    small to learn from, or when the folder holds a run of other options.
     """
     processes = join_processes(device)
     tokenizer_file = out / "tokenizer.json"
@@ -123,8 +126,9 @@ def train_spark(
     if processes.main:
         out.mkdir(parents=True, exist_ok=True)
         # The stages are compared with their checkpoints.
-        run = {"seed": seed, "data": "a pack" if pack else None, **recipe.model_dump(mode="json")}
-        same_run(out / "run.json", run, compared=("seed", "data", "design", "world", *(["real"] if pack else [])))
+        run = {"seed": seed, "data": "a pack" if pack else None, "seconds": seconds, **recipe.model_dump(mode="json")}
+        alike = ("seed", "data", "seconds", "design", "world", *(["real"] if pack else []))
+        same_run(out / "run.json", run, compared=alike)
         if not tokenizer_file.exists():
             texts = chain(world_texts(seed, TEXTS), real_texts(pack) if pack else ())
             write_text(tokenizer_file, train_tokenizer(texts, recipe.design).to_json())
@@ -147,7 +151,7 @@ def train_spark(
         begin_with(model, processor.tokenizer, load_model(after, torch.float32), Processor.from_folder(after).tokenizer)
     hear = Hear(sense_of(model, "audio"), processor.tokenizer.size)
     options = {"device": device, "parallel": parallel, "seed": seed, "tracker": tracker}
-    run = Run(recipe, processor, media, real, model, hear, out, processes, seed, options)
+    run = Run(recipe, processor, media, real, model, hear, out, processes, seed, seconds, options)
     steps = {"see": _see, "hear": _hear, "read": _read, "align": _align, "answer": _answer}
     for name, stage in recipe.stages.items():
         steps[stage.learns](run, stage, out / name)
@@ -162,7 +166,7 @@ def train_spark(
 @dataclass(frozen=True)
 class Run:
     """What every stage works on. real: None where all is of the small world. `hear` holds the head that names what is
-    heard, for `align`. options: of `train`."""
+    heard, for `align`. seconds: a budget for all of it. options: of `train`."""
 
     recipe: Recipe
     processor: Processor
@@ -173,7 +177,23 @@ class Run:
     out: Path
     processes: Processes
     seed: int
+    seconds: float | None
     options: dict[str, Any]
+
+    def train(
+        self,
+        learner: Any,
+        batch_at: Callable[[int], Batch],
+        stage: Stage,
+        out: Path,
+        evaluate: Callable[[Any], dict[str, float]],
+        sample: Callable[[Any], list[Answer]] | None = None,
+    ) -> None:
+        """One stage, with fewer or more steps than the recipe's where the run has a budget."""
+        if self.seconds is not None:
+            share = self.recipe.budget.get(out.name, 0.0)
+            stage = within(share * self.seconds, learner, batch_at, stage, out, self.processes)
+        train(learner, batch_at, stage, out, about=self.about, evaluate=evaluate, sample=sample, **self.options)
 
     @cached_property
     def features(self) -> Features:
@@ -253,15 +273,7 @@ def _see(run: Run, stage: WarmupStage, out: Path) -> None:
         return found | (named_accuracy(model, real.held, real.names, image) if real else {})
 
     learner = See(sense_of(run.model, "image"), list(real.names) if real else ())
-    train(
-        learner,
-        batch_at,
-        stage,
-        out,
-        about=run.about,
-        **run.options,
-        evaluate=evaluate,
-    )
+    run.train(learner, batch_at, stage, out, evaluate=evaluate)
 
 
 def _hear(run: Run, stage: WarmupStage, out: Path) -> None:
@@ -282,15 +294,7 @@ def _hear(run: Run, stage: WarmupStage, out: Path) -> None:
         found = sound_accuracy(model, bank, held, words)
         return found | (heard_errors(model, real.held, words) if real else {})
 
-    train(
-        run.hear,
-        batch_at,
-        stage,
-        out,
-        about=run.about,
-        **run.options,
-        evaluate=evaluate,
-    )
+    run.train(run.hear, batch_at, stage, out, evaluate=evaluate)
 
 
 def _align(run: Run, stage: WarmupStage, out: Path) -> None:
@@ -302,13 +306,11 @@ def _align(run: Run, stage: WarmupStage, out: Path) -> None:
         rng = np.random.default_rng((run.seed, 3, number))
         return align_batch(run.bank, run.features, words, rng, stage.batch_size, named, stage.real)
 
-    train(
+    run.train(
         Align(run.model).requires_grad_(),
         batch_at,
         stage,
         out,
-        about=run.about,
-        **run.options,
         evaluate=lambda m: align_accuracy(m, run.bank, run.features, words, held),
     )
 
@@ -362,16 +364,8 @@ def _converse(
         assert sample
         return [answer for one, numbers in held for answer in sample(model, processor, one, numbers[:4])]
 
-    train(
-        learner,
-        like_length(lambda number: feed.prompt(number, processor), stage.batch_size, run.seed),
-        stage,
-        out,
-        about=run.about,
-        **run.options,
-        evaluate=evaluate,
-        sample=shown if sample else None,
-    )
+    batch_at = like_length(lambda number: feed.prompt(number, processor), stage.batch_size, run.seed)
+    run.train(learner, batch_at, stage, out, evaluate, shown if sample else None)
 
 
 @torch.inference_mode()

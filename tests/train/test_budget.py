@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-import toy
 import torch
+import toy
 
 from trisense.errors import BadInput
 from trisense.train import budget

@@ -308,6 +308,27 @@ def evaluate_real(
         click.echo(str(table))
 
 
+@evaluate.command("honesty")
+@click.option("--data", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="A pack of real data.")
+@model_option
+@click.option("--n", "count", type=click.IntRange(1), default=100, show_default=True, help="Questions of each kind.")
+@seed_option
+@json_option
+@click.option("--device", metavar="DEVICE", help="Where the model runs, such as cpu or cuda.")
+def evaluate_honesty(data: Path, model: str, count: int, seed: int, as_json: bool, device: str | None) -> None:
+    """Whether a model says so where it cannot tell: things never learned, pictures of nothing, noise."""
+    need("world", "espeakng_loader")
+    need("parquet", "pyarrow")
+    from trisense.data.real.pack import Pack
+    from trisense.measure.honesty import honesty
+
+    table = honesty(model, Pack(data), count, seed, device)
+    if as_json:
+        print_json(**table.to_dict())
+    else:
+        click.echo(str(table))
+
+
 @click.group()
 def export() -> None:
     """Turn a trained model into another form."""

@@ -98,6 +98,8 @@ def test_once_unless_something_they_depend_on_changes(
     assert made(pictures[:3], "a") == 0
     assert made(pictures[:3], "b") == 3, "another encoder or layer"
     assert made(pictures[:4], "b") == 4, "another set of pictures"
+    (tmp_path / "features" / "image.json").write_text("")
+    assert made(pictures[:4], "b") == 4, "a power cut has emptied the card"
 
 
 def test_what_a_killed_process_had_made_is_not_made_again(

@@ -178,7 +178,7 @@ def get_ready(
         tqdm.write(samples.counts())
 
     def prompt_of(index: int) -> Prompt:
-        return samples.prompt(index, processor, features)
+        return samples.prompt(index, features)
 
     held = [prompt_of(index) for index in samples.held]
     other = misled(model, processor, held)
@@ -186,7 +186,7 @@ def get_ready(
         sense.encoder = nn.Identity()
     fuse_activations(model)
     learner = Learner(model, stage.label_smoothing, stage.scheduled_sampling)
-    batch_at = batches(samples, processor, features, processes.world)
+    batch_at = batches(samples, features, processes.world)
     return Ready(learner, batch_at, samples, prompt_of, held, other, processor, processes, run)
 
 

@@ -150,7 +150,7 @@ def test_features_belong_to_the_weights_that_made_them(parts: Path, data: dict[s
     shutil.copytree(parts / "clip", moved)
     tiny = recipe("eden", parts, "stages.instruct.steps=1")
     elsewhere = recipe("eden", parts, "stages.instruct.steps=1", f"design.vision.pretrained={moved}")
-    features = tmp_path / "run" / "features" / "image.f16"
+    features = tmp_path / "run" / "features" / "image.0.f16"
 
     def made(with_parts: Recipe) -> tuple[int, bytes]:
         get_ready(with_parts, "instruct", data["instruct"], tmp_path / "run", device="cpu")

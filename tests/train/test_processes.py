@@ -190,3 +190,13 @@ def test_a_stage_runs_under_torchrun_as_it_is(parallel: str, tmp_path: Path):
         assert set(weights[0]) == set(weights[1])
         for name, value in weights[0].items():
             torch.testing.assert_close(value, weights[1][name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_picture_that_cannot_be_read_ends_every_process_in_one_line(tmp_path: Path):
+    command = train_eden(tmp_path / "run", launcher=TWO)
+    (tmp_path / "17.png").write_text("no picture")
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert "(exitcode: 2)" in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("trisense: ")]
+    assert len(said) == 2 and len(set(said)) == 1 and "17.png: found text; expected PNG" in said[0]

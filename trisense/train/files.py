@@ -18,6 +18,7 @@ from trisense.data.batches import Batch
 from trisense.data.features import Features, frozen_features
 from trisense.data.selection import NO_TRANSCRIPTS, Damaged
 from trisense.data.sources import Source, is_missing, open_source
+from trisense.data.team import Team
 from trisense.data.transcripts import transcripts
 from trisense.errors import BadInput
 from trisense.model.attention import SEGMENTS
@@ -62,8 +63,8 @@ def train_stage(
     data, media: as `open_source` takes them. after: trained parts to begin with; default: those of the recipe's stage
     before, in the same `out`. device: `auto` or `cpu`. skip_bad: how many damaged rows and samples without their media
     may be left out. parallel, tracker: as `train` takes them. doctor: whether `trisense.train.doctor` looks at the
-    stage first. The same call goes on where one was stopped. Of several processes the main one computes the features
-    and writes, so `out` has to be one folder for all.
+    stage first. The same call goes on where one was stopped. Several processes compute the features together and
+    the main one writes the rest, so `out` has to be one folder for all.
     Raises BadInput for a stage that learns from something else, a stage before that was not trained, data without
     samples, with fewer than rounds or with more damaged ones, a folder that began with other data or another design,
     what the doctor finds wrong, and whatever `load_design`, `put_trained` and `train` refuse.
@@ -161,25 +162,23 @@ def get_ready(
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
 
     heard = NO_TRANSCRIPTS
-    if recipe.audio == "transcript" and recipe.answering.speech:
-        with processes.main_first():
-            heard = _transcripts(source, recipe.answering.speech, device, out, Damaged(skip_bad))
+    team = Team(processes.rank, processes.world, processes.gather)
+    if recipe.audio == "transcript" and (speech := recipe.answering.speech):
+        heard = team.told(lambda: _transcripts(source, speech, device, out, Damaged(skip_bad)))
     context = model.config.text_config.max_position_embeddings
     samples = Samples.of(source, stage, processor, seed, context, skip_bad, heard)
     if some:
         samples = some_of(samples, some)
     run = {"data": source.fingerprint, "design": design.model_dump(mode="json")}
     begun = (out / name / CHECKPOINT).exists()
-    if begun and processes.main:
-        same_run(out / name / "run.json", run, compared=run)
-    with processes.main_first():
-        features = _features(model, processor, samples, recipe, out)
+    team.told(lambda: same_run(out / name / "run.json", run, compared=run) if begun else None)
+    features = _features(model, processor, samples, recipe, out, team)
     samples.leave_out_damaged()
     if processes.main:
         tqdm.write(samples.counts())
 
     def prompt_of(index: int) -> Prompt:
-        return samples.prompt(index, processor, features)
+        return samples.prompt(index, features)
 
     held = [prompt_of(index) for index in samples.held]
     other = misled(model, processor, held)
@@ -187,7 +186,7 @@ def get_ready(
         sense.encoder = nn.Identity()
     fuse_activations(model)
     learner = Learner(model, stage.label_smoothing, stage.scheduled_sampling)
-    batch_at = batches(samples, processor, features, processes.world)
+    batch_at = batches(samples, features, processes.world)
     return Ready(learner, batch_at, samples, prompt_of, held, other, processor, processes, run)
 
 
@@ -226,7 +225,12 @@ def _before(recipe: Recipe, name: str, out: Path) -> Path | None:
 
 
 def _features(
-    model: TrisenseForConditionalGeneration, processor: Processor, samples: Samples, recipe: Recipe, out: Path
+    model: TrisenseForConditionalGeneration,
+    processor: Processor,
+    samples: Samples,
+    recipe: Recipe,
+    out: Path,
+    team: Team,
 ) -> dict[str, Features]:
     """By sense, what the frozen encoders make of the samples' media."""
     design = recipe.design.model_dump(mode="json")
@@ -244,5 +248,7 @@ def _features(
             "sense": {key: value for key, value in options.items() if key != "projector"},
         }
         sense = cast(Sense, model.senses[name])
-        features[name] = frozen_features(sense, reads, media, out / "features", what, samples.selection.unreadable)
+        features[name] = frozen_features(
+            sense, reads, media, out / "features", what, samples.selection.unreadable, team
+        )
     return features

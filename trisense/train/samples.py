@@ -105,7 +105,7 @@ class Samples:
         which archives and streams are read best."""
         return media_in(self.conversation(index) for index in sorted((*self.pool, *self.held)))
 
-    def prompt(self, index: int, processor: Processor, features: Shown) -> Prompt:
+    def prompt(self, index: int, features: Shown) -> Prompt:
         """The rendered sample, its pictures and sounds as features [S, E]."""
 
         def shown(part: Part) -> Part:
@@ -117,13 +117,13 @@ class Samples:
             Message(role=message.role, content=tuple(map(shown, message.content)))
             for message in self.conversation(index).messages
         ]
-        return featured(Conversation(messages=tuple(messages)), processor)
+        return featured(Conversation(messages=tuple(messages)), self.processor)
 
-    def prompts(self, indices: Sequence[int], processor: Processor, features: Mapping[str, Features]) -> list[Prompt]:
+    def prompts(self, indices: Sequence[int], features: Mapping[str, Features]) -> list[Prompt]:
         """Rendered samples about the same media, which are the same arrays in all of them, as a fan wants them."""
         paths = media_in([self.conversation(indices[0])])
         same = {sense: {path: features[sense][path] for path in own} for sense, own in paths.items()}
-        return [self.prompt(index, processor, same) for index in indices]
+        return [self.prompt(index, same) for index in indices]
 
     def about(self, index: int) -> object:
         """What a sample's media are; None for text alone."""
@@ -142,13 +142,11 @@ def media_in(conversations: Iterable[Conversation]) -> dict[str, list[Any]]:
     return found
 
 
-def batches(
-    samples: Samples, processor: Processor, features: Mapping[str, Features], processes: int = 1
-) -> Callable[[int], Batch]:
+def batches(samples: Samples, features: Mapping[str, Features], processes: int = 1) -> Callable[[int], Batch]:
     """The batch of a number, from the round that has it."""
     stage = samples.stage
     width = stage.accumulate * processes
-    rounds = [_batches_of(part, processor, features) for part in samples.rounds()]
+    rounds = [_batches_of(part, features) for part in samples.rounds()]
     batch_at = one_after_another(rounds, [start * width for start in round_starts(stage)])
     if stage.scheduled_sampling is None:
         return batch_at
@@ -161,22 +159,22 @@ def batches(
     return marked
 
 
-def _batches_of(samples: Samples, processor: Processor, features: Mapping[str, Features]) -> Callable[[int], Batch]:
+def _batches_of(samples: Samples, features: Mapping[str, Features]) -> Callable[[int], Batch]:
     """Packed rows, batches of answers of like length or of prompts of like length, as the stage says."""
     stage, seed = samples.stage, samples.seed
     if stage.packing:
         tokens, share = stage.packing.tokens, stage.packing.share
         bundles = Bundles.of(
             samples.pool,
-            lambda i: samples.prompt(i, processor, features),
+            lambda i: samples.prompt(i, features),
             lambda i: samples.about(i) if share else None,
             tokens,
         )
-        return packed(bundles, lambda members: samples.prompts(members, processor, features), tokens, seed)
+        return packed(bundles, lambda members: samples.prompts(members, features), tokens, seed)
     if stage.buckets:
         lengths = {index: samples.lengths[index] for index in samples.pool}
-        return by_answer(lambda i: samples.prompt(i, processor, features), lengths, stage.buckets, seed)
-    return like_length(lambda n: samples.prompt(samples.learned(n), processor, features), stage.batch_size, seed)
+        return by_answer(lambda i: samples.prompt(i, features), lengths, stage.buckets, seed)
+    return like_length(lambda n: samples.prompt(samples.learned(n), features), stage.batch_size, seed)
 
 
 def _too_few(selection: Selection) -> BadInput:

@@ -12,9 +12,9 @@ import tiny_models
 from PIL import Image
 
 HERE = Path(__file__).parent
-TOY, COUNTED = HERE / "toy.py", HERE / "counted.py"
+TOY, COUNTED, FEATURED = HERE / "train" / "toy.py", HERE / "train" / "counted.py", HERE / "data" / "featured.py"
 # One thread: on a CPU sums then have one order.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1])}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
 TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 

@@ -1,7 +1,7 @@
 """`trisense evaluate honesty`: does a model say that it cannot tell, where it cannot?
 
-Everything here is outside of what spark learns from: things whose names it never learned (`dev` of the named pictures of
-a pack), pictures that are none (textures in the statistics of photographs, made here), and noise in which nobody speaks.
+Everything here is outside of what spark learns from: things whose names it never learned (`dev` of the named pictures
+of a pack), pictures that are none (textures in the statistics of photographs, made here), noise in which nobody speaks.
 It measures whether an answer is modest, by a list of sentences; that modest answers are not given to everything is what
 the table of `evaluate real` says.
 """

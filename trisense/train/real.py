@@ -17,6 +17,7 @@ from trisense.data.real.media import medium
 from trisense.data.real.mixture import Mixture
 from trisense.data.real.pack import Pack, Ref, Split
 from trisense.data.real.sample import Sample, Spoken
+from trisense.data.team import ALONE, Team
 from trisense.data.world.bank import Bank
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.senses import Sense
@@ -77,8 +78,9 @@ class Real:
             return own.sound(own.recorded + int(rng.integers(0, spoken)))
         return own.sound(int(rng.integers(0, own.recorded)))
 
-    def features(self, model: TrisenseForConditionalGeneration, processor: Processor) -> Shown:
-        """By picture and sound of all samples, what the frozen encoders make of its views, each [S, E]; once."""
+    def features(self, model: TrisenseForConditionalGeneration, processor: Processor, team: Team = ALONE) -> Shown:
+        """By picture and sound of all samples, what the frozen encoders make of its views, each [S, E]; once, by all
+        processes of `team`."""
         media = list(
             dict.fromkeys(one for s in (*self.samples, *self.tested) for one in s.given if not isinstance(one, str))
         )
@@ -90,13 +92,8 @@ class Real:
             views = {
                 one: [medium(self.pack, one, view) for view in range(VIEWS if one in self.called else 1)] for one in own
             }
-            found = frozen_features(
-                sense,
-                reads,
-                [view for several in views.values() for view in several],
-                self.folder / "real-features",
-                "",
-            )
+            every = [view for several in views.values() for view in several]
+            found = frozen_features(sense, reads, every, self.folder / "real-features", "", team=team)
             kept |= {one: [found[view] for view in several] for one, several in views.items()}
         return kept
 

@@ -24,6 +24,7 @@ from trisense.data.real.augment import revoiced
 from trisense.data.real.bank import named_pictures, recorded, sentences
 from trisense.data.real.feed import Conversations, Mixed
 from trisense.data.real.pack import Pack
+from trisense.data.team import Team
 from trisense.data.world.bank import Bank, scene_at
 from trisense.data.world.contexts import SENSES, make_context, make_utterance
 from trisense.data.world.feed import Features, Feed
@@ -231,8 +232,8 @@ class Run:
     def real_features(self) -> Shown:
         """Of the real media that questions are about; asked for when `features` is."""
         assert self.real
-        with self.processes.main_first():
-            return self.real.features(self.model, self.processor)
+        processes = self.processes
+        return self.real.features(self.model, self.processor, Team(processes.rank, processes.world, processes.gather))
 
     @cached_property
     def real_written(self) -> Shown:

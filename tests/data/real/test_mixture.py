@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from trisense.data.real.bank import named_pictures
+from trisense.data.real.joined import shown
 from trisense.data.real.mixture import TASKS, Mixture, weights
 from trisense.data.real.pack import Pack, Ref, Split
 from trisense.data.real.sample import Sample, Spoken
@@ -82,6 +86,20 @@ def test_joined_answers_are_true(pack: Pack) -> None:
     for sample in one(pack, "fact in no sense"):
         senses = {given.sense if isinstance(given, Ref) else "text" for given in sample.given}
         assert {"There is no picture.": "image", "There is no sound.": "audio"}.get(sample.answer) not in senses
+
+
+def test_what_a_picture_is_confused_with_is_of_its_own_file(pack: Pack) -> None:
+    names: dict[str, set[str]] = {}
+    for ref, name in named_pictures(pack, "train"):
+        names.setdefault(ref.file, set()).add(name)
+    found = shown(pack, "train")
+    assert {one.picture.file for one in found} == {"pictures/noto72", "pictures/art4apps", "pictures/tuxpaint"}, (
+        "files with two names have nothing to confuse"
+    )
+    rng = random.Random(0)
+    for one in found:
+        others = {one.other(rng) for _ in range(20)}
+        assert others <= names[one.picture.file] - {one.name} and len(others) > 1
 
 
 def test_numbers_are_read_and_written_in_words(pack: Pack) -> None:

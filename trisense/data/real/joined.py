@@ -19,7 +19,8 @@ SHORT = 3
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture with its name, and names of others to confuse it with."""
+    """A picture with its name, and names of others to confuse it with. They are of its own file: who can tell a shop
+    photograph from an emoji would know most answers otherwise."""
 
     picture: Ref
     name: str
@@ -34,10 +35,12 @@ class Shown:
 
 
 def shown(pack: Pack, split: Split) -> list[Shown]:
-    """Pictures with short names."""
+    """Pictures with short names, of files that have more than two."""
     pictures = [(ref, name) for ref, name in named_pictures(pack, split) if len(name.split()) <= SHORT]
-    names = sorted({name for _, name in pictures})
-    return [Shown(ref, name, names) for ref, name in pictures] if len(names) > 2 else []
+    files = {
+        file: sorted({name for ref, name in pictures if ref.file == file}) for file in {r.file for r, _ in pictures}
+    }
+    return [Shown(ref, name, files[ref.file]) for ref, name in pictures if len(files[ref.file]) > 2]
 
 
 def a(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import wave
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,24 @@ def rows(kind: str) -> list[dict[str, Any]]:
             }
             for i, answer in enumerate(truth)
         ]
+    if kind == "speech_to_intent":
+        slots = ({"coffeeDrink": "iced mocha", "size": "large"}, {"coffeeDrink": "latte"})
+        return [
+            {
+                "id": f"i{i}",
+                "audio": sound(i),
+                "answer": json.dumps({"intent": "orderDrink", "slots": slots[i % 2]}),
+                "label": "orderDrink",
+                "source": "o/x",
+            }
+            for i in range(6)
+        ]
     if kind == "tuxpaint_effects":
         return [
             {
                 "id": f"t{i}",
                 "audio": sound(i),
+                "label": "things",
                 "text": f"A {NAMES[i]}.",
                 "image_id": f"tuxpaint/{i}",
                 "source": "owner/x",
@@ -145,7 +159,7 @@ FILES = (
     ),
     *(f"scenes/{kind}" for kind in ("nlvr_train", "nlvr_dev", "nlvr_test_u")),
     *(f"speech/speechocean762_train_{part}" for part in (1, 2)),
-    *(f"speech/{kind}" for kind in ("fsdd", "speech_commands", "wake_words", "gcompris_en")),
+    *(f"speech/{kind}" for kind in ("fsdd", "speech_commands", "wake_words", "gcompris_en", "speech_to_intent")),
     *(f"sounds/{kind}" for kind in ("esc10_baby_dog", "instruments", "tuxpaint_effects")),
     *(f"text/{kind}" for kind in ("wordnet", "gutenberg", "trivia", "qed")),
 )

@@ -44,6 +44,20 @@ def test_the_command_measures_what_is_asked_for(folder: Path, capsys: pytest.Cap
     assert len(lines) == 5 and lines[3].startswith("| read sentences | word error rate |")
 
 
+def test_what_stands_beside_a_question_is_measured_on_the_same_questions(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--task", "name an emoji", "--task", "name an emoji, and a sound"]
+    assert main(["evaluate", "real", "--data", str(folder), "--n", "3", *chosen, "--json"]) == 0
+    tasks = json.loads(capsys.readouterr().out)["tasks"]
+    alone, beside = tasks["name an emoji"], tasks["name an emoji, and a sound"]
+    assert "change" not in alone and beside["change"] == pytest.approx(beside["value"] - alone["value"])
+    low, high = beside["change_interval"]
+    assert low <= beside["change"] <= high
+    assert main(["evaluate", "real", "--data", str(folder), *chosen[2:], "--json"]) == 0
+    assert "change" not in json.loads(capsys.readouterr().out)["tasks"]["name an emoji, and a sound"]
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trisense.data.real.sample import edit_distance
-from trisense.measure.scores import Ratio, is_any_of, names_all, normal, refuses, word_f1
+from trisense.measure.scores import Change, Ratio, is_any_of, names_all, normal, refuses, word_f1
 
 
 def test_answers_are_right_but_for_case_punctuation_and_articles() -> None:
@@ -56,3 +56,15 @@ def test_a_ratio_is_of_sums_and_its_interval_holds_the_mean() -> None:
     low, high = ratio.interval
     assert low < 0.3 < high and high - low == pytest.approx(2 * 1.96 * (0.3 * 0.7 / wholes.sum()) ** 0.5, rel=0.25)
     assert str(Ratio((1.0, 0.0), (1.0, 1.0))) == " 50.0 % (of 2, 0.0-100.0)"
+
+
+def test_a_change_is_of_the_same_answers() -> None:
+    """Paired: where every answer moves alike, nothing is left to chance, however much the answers differ."""
+    before = Ratio(tuple(float(i % 2) for i in range(50)), (1.0,) * 50)
+    worse = Ratio(tuple(part - 0.25 for part in before.parts), (1.0,) * 50)
+    change = Change(before, worse)
+    assert change.value == pytest.approx(-0.25) and change.interval == pytest.approx((-0.25, -0.25))
+    assert str(change) == "-25.0 (-25.0 to -25.0)"
+    half = Ratio(tuple(0.0 if i < 10 else part for i, part in enumerate(before.parts)), (1.0,) * 50)
+    low, high = Change(before, half).interval
+    assert Change(before, half).value == pytest.approx(-0.1) and -0.2 < low < -0.1 < high < 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trisense.assistant.assistant import Assistant
@@ -13,7 +13,7 @@ from trisense.data.real.mixture import TASKS, Mixture
 from trisense.data.real.pack import Pack
 from trisense.data.real.sample import Sample, Score, edit_distance
 from trisense.errors import BadInput
-from trisense.measure.scores import Ratio, Share, Value, is_any_of, names_all, normal, refuses, word_f1
+from trisense.measure.scores import Change, Ratio, Share, Value, is_any_of, names_all, normal, refuses, word_f1
 
 MEASURES: dict[Score, str] = {
     "exact": "exact",
@@ -28,15 +28,18 @@ FREQUENT = 2000
 
 @dataclass(frozen=True)
 class Row:
-    """One task. frequent: what the most frequent answer of training would get, whatever is asked."""
+    """One task. frequent: what the most frequent answer of training would get, whatever is asked. change: against the
+    same questions without what is beside them, in points."""
 
     task: str
     score: Score
     value: Value
     frequent: Value
+    change: Change | None = None
 
     def __str__(self) -> str:
-        return f"| {self.task} | {MEASURES[self.score]} | {self.value} | {100 * self.frequent.value:.1f} % |"
+        frequent = f"{100 * self.frequent.value:.1f} %"
+        return f"| {self.task} | {MEASURES[self.score]} | {self.value} | {frequent} | {self.change or ''} |"
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,8 @@ class RealTable:
 
     def __str__(self) -> str:
         """Markdown, as the README shows it."""
-        title = f"| {self.model}, real data never trained on | measure | value | most frequent answer |"
-        return "\n".join([title, "|---|---|---|---|", *map(str, self.rows)])
+        title = f"| {self.model}, real data never trained on | measure | value | most frequent answer | change |"
+        return "\n".join([title, "|---|---|---|---|---|", *map(str, self.rows)])
 
     def to_dict(self) -> dict:
         tasks = {
@@ -61,6 +64,7 @@ class RealTable:
                 "interval": row.value.interval,
                 "most_frequent_answer": row.frequent.value,
             }
+            | ({"change": row.change.value, "change_interval": row.change.interval} if row.change else {})
             for row in self.rows
         }
         return {"model": self.model, "tasks": tasks, "wrong": self.wrong}
@@ -80,6 +84,7 @@ def real(
     learned, held = Mixture(pack, "train", seed), Mixture(pack, "dev", seed)
     rows: list[Row] = []
     wrong: list[dict[str, str]] = []
+    answered: dict[str, Ratio] = {}
     for task in tasks or TASKS:
         samples = list(held.every(task, n))
         if not samples:
@@ -87,7 +92,10 @@ def real(
         said = [assistant.answer(asked(pack, sample), max_new_tokens=48).text.strip() for sample in samples]
         common = Counter(sample.answer for sample in learned.every(task, FREQUENT)).most_common(1)
         frequent = measured(samples, [common[0][0] if common else ""] * len(samples))
-        rows.append(Row(task, samples[0].score, measured(samples, said), frequent))
+        answered[task] = worth(samples, said)
+        alone = answered.get(TASKS[task].alone)
+        change = Change(alone, answered[task]) if alone and alone.count == answered[task].count else None
+        rows.append(Row(task, samples[0].score, measured(samples, said), frequent, change))
         wrong += [
             {"task": task, "question": one.question, "answer": one.answer, "said": answer}
             for one, answer in zip(samples, said, strict=True)
@@ -105,16 +113,21 @@ def is_right(sample: Sample, said: str) -> bool:
     return is_any_of(said, (sample.answer, *sample.accepted))
 
 
-def measured(samples: Sequence[Sample], said: Iterable[str]) -> Value:
+def measured(samples: Sequence[Sample], said: Sequence[str]) -> Value:
     """What the answers to samples of one task are worth, by the task's own measure."""
+    ratio = worth(samples, said)
+    return ratio if samples[0].score in ("wer", "f1") else Share(round(sum(ratio.parts)), ratio.count)
+
+
+def worth(samples: Sequence[Sample], said: Sequence[str]) -> Ratio:
+    """The same answer by answer: errors of words; F1 of 1; right, 1 or 0, of 1."""
     pairs = list(zip(samples, said, strict=True))
     if samples[0].score == "wer":
         truths = [(normal(sample.answer).split(), normal(answer).split()) for sample, answer in pairs]
-        return Ratio(
-            tuple(edit_distance(words, truth) for truth, words in truths), tuple(len(truth) for truth, _ in truths)
-        )
+        errors = (edit_distance(words, truth) for truth, words in truths)
+        return Ratio(tuple(errors), tuple(len(truth) for truth, _ in truths))
     if samples[0].score == "f1":
-        return Ratio(
-            tuple(word_f1(answer, (sample.answer, *sample.accepted)) for sample, answer in pairs), (1.0,) * len(pairs)
-        )
-    return Share(sum(is_right(sample, answer) for sample, answer in pairs), len(pairs))
+        parts = (word_f1(answer, (sample.answer, *sample.accepted)) for sample, answer in pairs)
+    else:
+        parts = (float(is_right(sample, answer)) for sample, answer in pairs)
+    return Ratio(tuple(parts), (1.0,) * len(pairs))

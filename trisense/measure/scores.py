@@ -72,14 +72,40 @@ class Ratio:
 
     @property
     def interval(self) -> tuple[float, float]:
-        drawn = np.random.default_rng(0).integers(0, self.count, (DRAWS, self.count))
-        values = np.array(self.parts)[drawn].sum(1) / np.array(self.wholes)[drawn].sum(1)
-        low, high = np.quantile(values, [0.025, 0.975])
+        low, high = np.quantile(self.drawn, [0.025, 0.975])
         return float(low), float(high)
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """The values of DRAWS draws, float64 [DRAWS]: the same draws for the same count."""
+        drawn = np.random.default_rng(0).integers(0, self.count, (DRAWS, self.count))
+        return np.array(self.parts)[drawn].sum(1) / np.array(self.wholes)[drawn].sum(1)
 
     def __str__(self) -> str:
         low, high = self.interval
         return f"{100 * self.value:5.1f} % (of {self.count}, {100 * low:.1f}-{100 * high:.1f})"
+
+
+@dataclass(frozen=True)
+class Change:
+    """How far a measure moves from `before` to `after` over the same questions, with an interval over questions drawn
+    with replacement."""
+
+    before: Ratio
+    after: Ratio
+
+    @property
+    def value(self) -> float:
+        return self.after.value - self.before.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        low, high = np.quantile(self.after.drawn - self.before.drawn, [0.025, 0.975])
+        return float(low), float(high)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def normal(text: str) -> str:

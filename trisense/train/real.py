@@ -16,7 +16,7 @@ from trisense.data.real.feed import RealFeed
 from trisense.data.real.media import medium
 from trisense.data.real.mixture import Mixture
 from trisense.data.real.pack import Pack, Ref, Split
-from trisense.data.real.sample import Sample, Spoken
+from trisense.data.real.sample import Medium, Sample, is_picture
 from trisense.data.team import ALONE, Team
 from trisense.data.world.bank import Bank
 from trisense.model.modeling import TrisenseForConditionalGeneration
@@ -29,7 +29,7 @@ from trisense.train.words import Words
 VIEWS = 4
 # Questions of dev that stages are evaluated with.
 TESTED = 1000
-Shown = Mapping[Ref | Spoken, list[np.ndarray]]
+Shown = Mapping[Medium, list[np.ndarray]]
 
 # Letters: S feature vectors of one medium, E width of an encoder, K tokens of one vector.
 
@@ -84,7 +84,7 @@ class Real:
         media = list(
             dict.fromkeys(one for s in (*self.samples, *self.tested) for one in s.given if not isinstance(one, str))
         )
-        kept: dict[Ref | Spoken, list[np.ndarray]] = {}
+        kept: dict[Medium, list[np.ndarray]] = {}
         for name, reads in (("image", processor.image), ("audio", processor.audio)):
             assert reads
             sense = cast(Sense, model.senses[name]).eval()
@@ -99,7 +99,7 @@ class Real:
 
     def written(self, features: Shown, words: Words) -> Shown:
         """The same media in words: ids [S, K] in place of features. Pictures without a name are left out."""
-        found: dict[Ref | Spoken, list[np.ndarray]] = {}
+        found: dict[Medium, list[np.ndarray]] = {}
         for one, views in features.items():
             if not is_picture(one):
                 found[one] = [words.of_sounds(torch.from_numpy(view.astype(np.float32))).numpy() for view in views]
@@ -122,10 +122,6 @@ class Real:
 
     def tested_feed(self, shown: Shown) -> RealFeed:
         return RealFeed(_shown_in(self.tested, shown), shown, 0)
-
-
-def is_picture(one: Ref | Spoken) -> bool:
-    return isinstance(one, Ref) and one.sense == "image"
 
 
 def _shown_in(samples: list[Sample], shown: Shown) -> list[Sample]:

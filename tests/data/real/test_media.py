@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import tiny_pack
 
@@ -9,7 +11,8 @@ from trisense.chat import Image
 from trisense.data.real.media import asked, medium
 from trisense.data.real.pack import Pack, Ref
 from trisense.data.real.sample import Sample, Spoken
-from trisense.data.world.facts import Utterance
+from trisense.data.world.draw import draw
+from trisense.data.world.facts import Scene, Thing, Utterance
 from trisense.data.world.speech import speak
 from trisense.media import load_audio, load_image
 
@@ -34,8 +37,20 @@ def test_words_are_spoken_when_they_are_read(pack: Pack) -> None:
     np.testing.assert_allclose(heard, speak(Utterance("the red cup", "thing", style=7)), atol=1e-4)
 
 
+def test_lettering_is_drawn_when_it_is_read(pack: Pack) -> None:
+    scene = Scene((Thing("word", "blue", "large", 1, 1, text="apple"),), 4)
+    assert np.array_equal(np.asarray(load_image(medium(pack, scene))), np.asarray(draw(scene)[0]))
+    assert medium(pack, scene) == medium(pack, scene) != medium(pack, replace(scene, style=5))
+
+
 def test_a_sample_is_a_conversation(pack: Pack) -> None:
     sample = Sample("x", (EMOJI, Spoken("a cup", 1), "There is a cup."), "Where is it?", "here")
     (message,) = asked(pack, sample).messages
     assert [part.type for part in message.content] == ["image", "audio", "text", "text"]
     assert isinstance(message.content[0], Image) and message.content[0].image == medium(pack, EMOJI)
+
+
+def test_what_is_given_keeps_its_order(pack: Pack) -> None:
+    """Training renders it as it stands; a model has to be asked the same way."""
+    sample = Sample("x", (Spoken("a cup", 1), EMOJI), "Where is it?", "here")
+    assert [part.type for part in asked(pack, sample).messages[0].content] == ["audio", "image", "text"]

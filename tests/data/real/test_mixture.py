@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
+from trisense.data.real.bank import named_pictures
+from trisense.data.real.joined import shown
 from trisense.data.real.mixture import TASKS, Mixture, weights
-from trisense.data.real.pack import Pack, Ref
+from trisense.data.real.pack import Pack, Ref, Split
 from trisense.data.real.sample import Sample, Spoken
-from trisense.data.real.tasks import cut
+from trisense.data.real.tasks import cut, in_words, mended
+from trisense.data.world.facts import Scene
 from trisense.errors import BadInput
 
 
@@ -81,6 +86,82 @@ def test_joined_answers_are_true(pack: Pack) -> None:
     for sample in one(pack, "fact in no sense"):
         senses = {given.sense if isinstance(given, Ref) else "text" for given in sample.given}
         assert {"There is no picture.": "image", "There is no sound.": "audio"}.get(sample.answer) not in senses
+
+
+def test_what_a_picture_is_confused_with_is_of_its_own_file(pack: Pack) -> None:
+    names: dict[str, set[str]] = {}
+    for ref, name in named_pictures(pack, "train"):
+        names.setdefault(ref.file, set()).add(name)
+    found = shown(pack, "train")
+    assert {one.picture.file for one in found} == {"pictures/noto72", "pictures/art4apps", "pictures/tuxpaint"}, (
+        "files with two names have nothing to confuse"
+    )
+    rng = random.Random(0)
+    for one in found:
+        others = {one.other(rng) for _ in range(20)}
+        assert others <= names[one.picture.file] - {one.name} and len(others) > 1
+
+
+def test_numbers_are_read_and_written_in_words(pack: Pack) -> None:
+    assert [in_words(number) for number in (0, 7, 13, 20, 42, 99)] == [
+        "zero",
+        "seven",
+        "thirteen",
+        "twenty",
+        "forty two",
+        "ninety nine",
+    ]
+    for sample in one(pack, "drawn numbers"):
+        (scene,) = sample.given
+        assert isinstance(scene, Scene) and sample.accepted == (scene.things[0].text,)
+        assert sample.answer == in_words(int(scene.things[0].text))
+
+
+def test_words_that_dev_reads_are_none_of_training(pack: Pack) -> None:
+    def drawn(split: Split) -> set[str]:
+        samples = list(Mixture(pack, split, 0).every("drawn words"))
+        assert all(isinstance(s.given[0], Scene) and s.given[0].things[0].text == s.answer for s in samples)
+        return {sample.answer for sample in samples}
+
+    assert {"apple", "happy"} <= drawn("train") and "yellow" in drawn("dev")
+    assert not drawn("train") & drawn("dev")
+
+
+def test_an_order_is_asked_by_its_details(pack: Pack) -> None:
+    asked = {(sample.question, sample.answer) for sample in one(pack, "orders")}
+    assert ("Which drink does the speaker order?", "iced mocha") in asked
+    assert ("Which size does the speaker order?", "large") in asked
+
+
+def test_what_the_source_read_wrongly_is_mended() -> None:
+    assert mended("Shatner\u00e2\u20ac\u2122s film") == "Shatner\u2019s film"
+    assert mended("Malm\u00f6, 30 \u00b0C") == "Malm\u00f6, 30 \u00b0C"
+
+
+def test_questions_that_nothing_answers_ask_about_what_is_not_there(pack: Pack) -> None:
+    names = {sample.given[0]: sample.answer for sample in one(pack, "name an emoji")}
+    for sample in one(pack, "thing not shown"):
+        assert names.get(sample.given[0], "nothing") not in sample.question
+        assert (sample.answer, sample.score) == ("The picture does not show that.", "refuses")
+    silent = {sample.given[0] for sample in one(pack, "number not said")}
+    words = {sample.given[0]: sample.answer for sample in one(pack, "read sentences")}
+    assert silent == {ref for ref, said in words.items() if not {"zero", "five"} & {*said.split()}} != {*words}
+
+
+def test_a_medium_of_no_use_leaves_the_question_as_it_is(pack: Pack) -> None:
+    for task, alone in ((task, TASKS[task].alone) for task in TASKS if TASKS[task].alone):
+        for count in (None, 2):
+            mixture = Mixture(pack, "train", 5)
+            pairs = list(zip(mixture.every(alone, count), mixture.every(task, count), strict=True))
+            assert pairs
+            for single, more in pairs:
+                assert more.given[: len(single.given)] == single.given and len(more.given) == len(single.given) + 1
+                assert (more.question, more.answer, more.accepted, more.score) == (
+                    single.question,
+                    single.answer,
+                    single.accepted,
+                    single.score,
+                )
 
 
 def test_training_draws_by_number_and_by_weight(pack: Pack) -> None:

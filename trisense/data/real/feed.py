@@ -10,8 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from trisense.chat import Audio, Image, Part, Text
-from trisense.data.real.pack import Ref
-from trisense.data.real.sample import Sample, Spoken
+from trisense.data.real.sample import Medium, Sample, is_picture
 from trisense.data.world.feed import converse
 from trisense.data.world.single import Question
 from trisense.prompt import Processor, Prompt, fan, featured
@@ -30,7 +29,7 @@ class RealFeed:
     one by chance."""
 
     samples: Sequence[Sample]
-    features: Mapping[Ref | Spoken, Sequence[np.ndarray]]
+    features: Mapping[Medium, Sequence[np.ndarray]]
     seed: int
 
     def sample(self, number: int) -> Sample:
@@ -45,8 +44,7 @@ class RealFeed:
                 parts.append(Text(text=given))
                 continue
             values = rng.choice(self.features[given])
-            heard = isinstance(given, Spoken) or given.sense == "audio"
-            parts.append(Audio(audio=values) if heard else Image(image=values))
+            parts.append(Image(image=values) if is_picture(given) else Audio(audio=values))
         return fan([featured(converse(tuple(parts), self.questions(number)), processor)])
 
     def questions(self, number: int) -> list[Question]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from trisense.data.real.bank import name_of, named_pictures
 from trisense.data.real.pack import Pack, Ref, Split
 from trisense.data.real.sample import Given, Spoken
-from trisense.data.real.tasks import NAME, SAY, SINGLE, Asked, Task, phrase
+from trisense.data.real.tasks import NAME, SAY, SINGLE, Asked, Task, in_words, phrase
 from trisense.data.world.questions import NOT_GIVEN
-from trisense.data.world.single import NOT_WRITTEN, yes_no
+from trisense.data.world.single import NOT_SAID, NOT_SHOWN, NOT_WRITTEN, yes_no
 
 # Names of so many words at most are spoken and written about.
 SHORT = 3
@@ -19,7 +19,8 @@ SHORT = 3
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture with its name, and names of others to confuse it with."""
+    """A picture with its name, and names of others to confuse it with. They are of its own file: who can tell a shop
+    photograph from an emoji would know most answers otherwise."""
 
     picture: Ref
     name: str
@@ -34,10 +35,12 @@ class Shown:
 
 
 def shown(pack: Pack, split: Split) -> list[Shown]:
-    """Pictures with short names."""
+    """Pictures with short names, of files that have more than two."""
     pictures = [(ref, name) for ref, name in named_pictures(pack, split) if len(name.split()) <= SHORT]
-    names = sorted({name for _, name in pictures})
-    return [Shown(ref, name, names) for ref, name in pictures] if len(names) > 2 else []
+    files = {
+        file: sorted({name for ref, name in pictures if ref.file == file}) for file in {r.file for r, _ in pictures}
+    }
+    return [Shown(ref, name, files[ref.file]) for ref, name in pictures if len(files[ref.file]) > 2]
 
 
 def a(name: str) -> str:
@@ -50,14 +53,30 @@ def said(rng: random.Random, words: str) -> Spoken:
     return Spoken("".join(c for c in words.lower() if c.isalnum() or c in " '").strip(), rng.getrandbits(32))
 
 
+ANSWER = ("Answer the spoken question.", "What is the answer to what is asked?")
+
+
 def _spoken_question(rng: random.Random, one: Shown) -> Asked:
     """What is asked about the picture has to be heard."""
-    asked = phrase(rng, ("Answer the spoken question.", "What is the answer to what is asked?"))
+    asked = phrase(rng, ANSWER)
     if rng.random() < 0.4:
         return Asked((one.picture, said(rng, rng.choice(NAME))), asked, one.name)
     truth = rng.random() < 0.5
     name = one.name if truth else one.other(rng)
     return Asked((one.picture, said(rng, f"is this {a(name)}")), asked, yes_no(truth))
+
+
+def _spoken_shape(rng: random.Random, subject: tuple[Ref, str, str]) -> Asked:
+    """A question of easy-VQA, spoken."""
+    ref, question, answer = subject
+    return Asked((ref, said(rng, question)), phrase(rng, ANSWER), answer)
+
+
+def _spoken_statement(rng: random.Random, subject: tuple[Ref, str, str]) -> Asked:
+    """A statement of NLVR, spoken."""
+    ref, text, answer = subject
+    asked = phrase(rng, ("Is what the speaker says true?", "Is the speaker right about the picture?"))
+    return Asked((ref, said(rng, text)), asked, answer, ("true" if answer == "yes" else "false",))
 
 
 def _spoken_list(rng: random.Random, one: Shown) -> Asked:
@@ -160,15 +179,36 @@ def _absent(rng: random.Random, subject: tuple[tuple[Given, ...], str, str]) -> 
     return Asked(*subject)
 
 
+def _not_shown(rng: random.Random, one: Shown) -> Asked:
+    """A question about a thing that the picture does not show, though a voice or a text may name it."""
+    name = one.other(rng)
+    asked = phrase(rng, (f"What color is the {name} in the picture?", f"Where is the {name} in the picture?"))
+    more = rng.choice(((), (), (said(rng, f"i see {a(name)}"),), (f"There is {a(name)}.",)))
+    return Asked((one.picture, *more), asked, NOT_SHOWN)
+
+
+NUMBER_WORDS = {word for number in range(100) for word in in_words(number).split()}
+
+
+def _without_numbers(pack: Pack, split: Split) -> list[Ref]:
+    """Read sentences in which nobody says a number."""
+    sentences = SINGLE["read sentences"].subjects(pack, split)
+    return [ref for ref, words in sentences if not NUMBER_WORDS & {*words.split()}]
+
+
+def _not_said(rng: random.Random, sound: Ref) -> Asked:
+    return Asked((sound,), "Which number does the speaker say?", NOT_SAID)
+
+
 def _given_more(task: str) -> Callable[[Pack, Split], Sequence[tuple]]:
     """The subjects of a task of one sense, each with a medium of another that has nothing to do with it."""
 
     def found(pack: Pack, split: Split) -> list[tuple]:
-        pictures, sounds = shown(pack, split), SINGLE["commands"].subjects(pack, split)
+        pictures, sounds = shown(pack, split), SINGLE["read sentences"].subjects(pack, split)
         subjects = SINGLE[task].subjects(pack, split)
         if not (pictures and sounds):
             return []
-        seen = task == "name a grocery"
+        seen = task in ("name an emoji", "name a grocery")
         return [
             (one, sounds[i * 13 % len(sounds)][0] if seen else pictures[i * 13 % len(pictures)].picture)
             for i, one in enumerate(subjects)
@@ -194,6 +234,18 @@ JOINED: dict[str, Task] = {
     "fact in one sense": Task(shown, _one_sense),
     "fact in three senses": Task(shown, _three_senses),
     "fact in no sense": Task(_absent_facts, _absent, "refuses"),
-    "name a grocery, and a sound": Task(_given_more("name a grocery"), _with_more("name a grocery")),
-    "spoken digits, and a picture": Task(_given_more("spoken digits"), _with_more("spoken digits")),
+    "spoken question about a shape": Task(SINGLE["shapes"].subjects, _spoken_shape),
+    "spoken statement about a scene": Task(SINGLE["statements about scenes"].subjects, _spoken_statement),
+    "thing not shown": Task(shown, _not_shown, "refuses"),
+    "number not said": Task(_without_numbers, _not_said, "refuses"),
+    **{
+        f"{alone}, and a {medium}": Task(_given_more(alone), _with_more(alone), SINGLE[alone].score, alone)
+        for alone, medium in (
+            ("name an emoji", "sound"),
+            ("name a grocery", "sound"),
+            ("spoken digits", "picture"),
+            ("read sentences", "picture"),
+            ("passages", "picture"),
+        )
+    },
 }

@@ -7,34 +7,38 @@ import io
 import wave
 
 import numpy as np
-from PIL import Image
+from PIL import Image as Picture
 
-from trisense.chat import Conversation
-from trisense.data.real.pack import Pack, Ref
-from trisense.data.real.sample import Sample, Spoken
+from trisense.chat import Audio, Conversation, Image, Message, Text
+from trisense.data.real.pack import Pack
+from trisense.data.real.sample import Given, Medium, Sample, Spoken, is_picture
 from trisense.data.real.style import in_other_style
 from trisense.data.sources.stores import Embedded
-from trisense.data.world.facts import Utterance
+from trisense.data.world.draw import draw
+from trisense.data.world.facts import Scene, Utterance
 from trisense.data.world.speech import SAMPLING_RATE, speak
 
 
 def asked(pack: Pack, sample: Sample) -> Conversation:
-    """A sample as a conversation that is not yet answered, its media to be read."""
-    given: dict[str, list] = {"image": [], "audio": [], "text": []}
-    for one in sample.given:
+    """A sample as a conversation that is not yet answered, its media to be read, in the order of what is given."""
+
+    def part(one: Given) -> Image | Audio | Text:
         if isinstance(one, str):
-            given["text"].append(one)
-        else:
-            given["audio" if isinstance(one, Spoken) else one.sense].append(medium(pack, one))
-    return Conversation.ask(sample.question, given["image"], given["audio"], given["text"])
+            return Text(text=one)
+        return Image(image=medium(pack, one)) if is_picture(one) else Audio(audio=medium(pack, one))
+
+    parts = (*map(part, sample.given), Text(text=sample.question))
+    return Conversation(messages=(Message(role="user", content=parts),))
 
 
-def medium(pack: Pack, given: Ref | Spoken, view: int = 0) -> Embedded:
+def medium(pack: Pack, given: Medium, view: int = 0) -> Embedded:
     """What a picture or sound is read from. view: 0 as it is; others redraw a picture, each in its own way. Equal for
     equal arguments, as features that are kept for it need."""
     name = f"{given}, view {view}" if view else str(given)
     if isinstance(given, Spoken):
         return Embedded(name, lambda size: _wav(speak(Utterance(given.words, "thing", style=given.style))))
+    if isinstance(given, Scene):
+        return Embedded(name, lambda size: _png(draw(given)[0]))
     if view:
         return Embedded(name, lambda size: _redrawn(pack.medium(given), view))
     if given.style:
@@ -42,11 +46,11 @@ def medium(pack: Pack, given: Ref | Spoken, view: int = 0) -> Embedded:
     return Embedded(name, lambda size: pack.medium(given))
 
 
-def _opened(encoded: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(encoded)).convert("RGB")
+def _opened(encoded: bytes) -> Picture.Image:
+    return Picture.open(io.BytesIO(encoded)).convert("RGB")
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(picture: Picture.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, "png")
     return out.getvalue()
@@ -61,7 +65,7 @@ def _redrawn(encoded: bytes, view: int) -> bytes:
     pixels = np.asarray(_opened(encoded), np.float32) / 255
     rng = np.random.default_rng((view, *encoded[-16:]))
     picture = redrawn(torch.from_numpy(pixels.transpose(2, 0, 1))[None], rng)[0]
-    return _png(Image.fromarray((picture.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)))
+    return _png(Picture.fromarray((picture.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)))
 
 
 def _wav(sound: np.ndarray) -> bytes:

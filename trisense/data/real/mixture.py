@@ -43,14 +43,16 @@ class Mixture:
 
     def every(self, task: str, count: int | None = None) -> Iterator[Sample]:
         """A sample about every subject of a task, or about `count` of them drawn by the seed, each asked in the first
-        phrasing. Raises BadInput for a task that there is not."""
+        phrasing; a task with something beside its question asks just what it asks alone. Raises BadInput for a task
+        that there is not."""
         if task not in TASKS:
             raise BadInput(f"no task {task!r}; there are: {', '.join(TASKS)}")
         chosen = list(enumerate(self.subjects(task)))
+        alone = TASKS[task].alone or task
         if count is not None and count < len(chosen):
-            chosen = random.Random(f"{self.seed}/{task}").sample(chosen, count)
+            chosen = random.Random(f"{self.seed}/{alone}").sample(chosen, count)
         for number, subject in chosen:
-            yield self._asked(task, Measuring(f"{self.seed}/{task}/{number}"), subject)
+            yield self._asked(task, Measuring(f"{self.seed}/{alone}/{number}"), subject)
 
     def subjects(self, task: str) -> Sequence[Any]:
         """What a task may ask about; none where the split has nothing for it."""

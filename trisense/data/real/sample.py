@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trisense.data.real.pack import Ref
+from trisense.data.world.facts import Scene
 
 # How an answer is held against the truth: whole and exact, word error rate, overlap of words, all names in it,
 # whether it says that nothing given answers.
@@ -21,8 +22,14 @@ class Spoken:
     style: int
 
 
-# Pictures and sounds of a pack, spoken words, texts.
-Given = Ref | Spoken | str
+# Pictures and sounds of a pack, spoken words, drawn numbers and words.
+Medium = Ref | Spoken | Scene
+# The same, and texts.
+Given = Medium | str
+
+
+def is_picture(medium: Medium) -> bool:
+    return isinstance(medium, Scene) or (isinstance(medium, Ref) and medium.sense == "image")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A task has subjects, found once, and makes a question about one of them. It is m
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from trisense.data.real.bank import DIGITS, name_of, named_pictures, plain, recorded, sentences
 from trisense.data.real.pack import Pack, Ref, Split
 from trisense.data.real.sample import Given, Score, Spoken
+from trisense.data.world.facts import COLOURS, NUMBERS, Scene, Thing
 from trisense.data.world.single import yes_no
 
 # A passage is cut to so many words around its answer.
@@ -22,11 +24,13 @@ WINDOW = 80
 
 @dataclass(frozen=True)
 class Task:
-    """subjects: of a pack and a split, whatever `ask` takes. ask: a question about one of them."""
+    """subjects: of a pack and a split, whatever `ask` takes. ask: a question about one of them. alone: the task that
+    asks the same without what this one puts beside it; both are measured on the same questions."""
 
     subjects: Callable[[Pack, Split], Sequence[Any]]
     ask: Callable[[random.Random, Any], Asked]
     score: Score = "exact"
+    alone: str = ""
 
 
 class Asked(NamedTuple):
@@ -112,6 +116,48 @@ def _statement(rng: random.Random, subject: tuple[Ref, str, str]) -> Asked:
     return Asked((ref,), asked, answer, (truth,))
 
 
+TEENS = ("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen")
+TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+
+
+def in_words(number: int) -> str:
+    """0 to 99: `forty two`."""
+    if number < 20:
+        return (NUMBERS + TEENS)[number]
+    return TENS[number // 10 - 2] + (f" {NUMBERS[number % 10]}" if number % 10 else "")
+
+
+def _numbers(pack: Pack, split: Split) -> Sequence[int]:
+    return range(100)
+
+
+def _drawn_number(rng: random.Random, number: int) -> Asked:
+    asked = phrase(rng, ("Which number does the picture show?", "What number is in the picture?", "Read the number."))
+    return Asked((_lettering(rng, "number", str(number)),), asked, in_words(number), (str(number),))
+
+
+def _drawn_words(pack: Pack, split: Split) -> list[str]:
+    """Short words of names and recordings; those of dev that train has not."""
+
+    def of(split: Split) -> set[str]:
+        texts = [name for _, name in named_pictures(pack, split)] + [words for _, words in recorded(pack, split)]
+        return {word for text in texts for word in text.split() if re.fullmatch("[a-z]{2,6}", word)}
+
+    return sorted(of("train") if split == "train" else of("dev") - of("train"))
+
+
+def _drawn_word(rng: random.Random, word: str) -> Asked:
+    asked = phrase(rng, ("Which word does the picture show?", "What word is in the picture?", "Read the word."))
+    return Asked((_lettering(rng, "word", word),), asked, word)
+
+
+def _lettering(rng: random.Random, kind: str, text: str) -> Scene:
+    """A number or a word somewhere in a picture of the small world, in one of its fonts."""
+    size = rng.choice(("small", "large")) if kind == "number" else "large"
+    thing = Thing(kind, rng.choice(tuple(COLOURS)), size, rng.randrange(3), rng.randrange(3), text=text)
+    return Scene((thing,), rng.getrandbits(31))
+
+
 def _speech(*files: str) -> Callable[[Pack, Split], Sequence[Any]]:
     def found(pack: Pack, split: Split) -> list[tuple[Ref, str]]:
         return [(ref, words) for ref, words in recorded(pack, split) if ref.file in files]
@@ -129,6 +175,35 @@ def _digit(rng: random.Random, subject: tuple[Ref, str]) -> Asked:
     return Asked((ref,), asked, word, (str(DIGITS.index(word)),))
 
 
+DETAILS = {
+    "coffeeDrink": "drink",
+    "size": "size",
+    "roast": "roast",
+    "numberOfShots": "number of shots",
+    "milkAmount": "amount of milk",
+    "sugarAmount": "amount of sugar",
+}
+
+
+def _orders(pack: Pack, split: Split) -> list[tuple[Ref, str, str]]:
+    """Recorded orders at a bar, which have no transcript, with each detail that is known of them."""
+    file = "speech/speech_to_intent"
+    return [
+        (Ref("audio", file, number), DETAILS[slot], " ".join(value.split()))
+        for number, row in pack.rows(file, split)
+        for slot, value in json.loads(row["answer"])["slots"].items()
+        if slot in DETAILS
+    ]
+
+
+def _order(rng: random.Random, subject: tuple[Ref, str, str]) -> Asked:
+    ref, detail, value = subject
+    asked = phrase(
+        rng, ("Which {} does the speaker order?", "Which {} does the speaker ask for?", "What {} is ordered?")
+    )
+    return Asked((ref,), asked.format(detail), value)
+
+
 def _spoken(rng: random.Random, words: str) -> Asked:
     return _say(rng, (Spoken(words, rng.getrandbits(32)), words))
 
@@ -139,7 +214,9 @@ def _sounds(pack: Pack, split: Split) -> list[tuple[Ref, str]]:
 
 def _effects(pack: Pack, split: Split) -> list[tuple[Ref, str]]:
     file = "sounds/tuxpaint_effects"
-    found = [(Ref("audio", file, number), name_of(row)) for number, row in pack.rows(file, split)]
+    # Effects of symbols are voices that say what they are called.
+    rows = [(number, row) for number, row in pack.rows(file, split) if row["label"] != "symbols"]
+    found = [(Ref("audio", file, number), name_of(row)) for number, row in rows]
     return [(ref, name) for ref, name in found if name]
 
 
@@ -192,10 +269,18 @@ def _meaning(rng: random.Random, subject: tuple[str, tuple[str, ...]]) -> Asked:
 
 def _trivia(pack: Pack, split: Split) -> list[tuple[str, tuple[str, ...], str]]:
     return [
-        (row["question"], tuple(row["choices"]), row["answer"])
+        (mended(row["question"]), tuple(map(mended, row["choices"])), mended(row["answer"]))
         for _, row in pack.rows("text/trivia", split)
         if row["answer"] in row["choices"] and len(row["question"].split()) <= 30
     ]
+
+
+def mended(text: str) -> str:
+    """UTF-8 that the source once read as Windows' code page (`Shatnerâ€™s`), as it was meant."""
+    try:
+        return text.encode("cp1252").decode("utf-8")
+    except UnicodeError:
+        return text
 
 
 def _choice(rng: random.Random, subject: tuple[str, tuple[str, ...], str]) -> Asked:
@@ -231,9 +316,12 @@ SINGLE: dict[str, Task] = {
     "name a product": Task(_pictures("pictures/grocery"), _name),
     "shapes": Task(_shape_questions, _asked),
     "statements about scenes": Task(_statements, _statement),
+    "drawn numbers": Task(_numbers, _drawn_number),
+    "drawn words": Task(_drawn_words, _drawn_word),
     "spoken digits": Task(_speech("speech/fsdd"), _digit),
     "commands": Task(_speech("speech/speech_commands", "speech/wake_words"), _say),
     "spoken words": Task(_speech("speech/gcompris_en"), _say),
+    "orders": Task(_orders, _order),
     "read sentences": Task(_speech(*SPEECHOCEAN), _say, "wer"),
     "synthetic speech": Task(sentences, _spoken, "wer"),
     "sounds": Task(_sounds, _sound),

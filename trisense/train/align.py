@@ -25,7 +25,7 @@ from trisense.train.words import Words, embed_words
 
 DRAWN = list(CELL).index("text")
 # How much a cell of a real picture counts, beside one of a drawn picture that is empty.
-NAMED = 10.0
+NAMED = 1.0
 
 # Letters: N vectors, S feature vectors of one picture, E width of an encoder, D width of the language model, K tokens.
 

@@ -323,9 +323,11 @@ def _read(run: Run, stage: WorldStage, out: Path) -> None:
 
 
 def _answer(run: Run, stage: WorldStage, out: Path) -> None:
-    # The projectors write words as these were when they were aligned. Projectors that learned along had lost them in
-    # the end, so both stay as they are.
+    # The projectors write words as these were when they were aligned. Projectors that learned along at the full rate had
+    # lost them in the end, so both stay as they are, unless the stage gives projectors a rate of their own.
     run.model.senses.requires_grad_(False)
+    for name in run.model.senses:
+        sense_of(run.model, name).projector.requires_grad_("projector" in stage.lrs)
     run.model.get_input_embeddings().requires_grad_(False)
     real = run.real_features if run.real and stage.real else None
     _converse(run, run.model, stage, out, run.features, real, answer_samples)

@@ -32,13 +32,14 @@ from trisense.train.speed import counting
 
 # Depths that are computed; of a model with more layers the others are as the last two.
 DEPTHS = (2, 4)
-# Bytes before any model is there. On a CPU: Python and the libraries of a whole run. On a GPU: CUDA's context and
-# kernels, an assumption.
-LIBRARIES, CONTEXT = 450 << 20, 600 << 20
-# On a CPU glibc keeps what is freed and seldom finds a freed place again for a tensor of the same size, since it asks
-# for room to align in: the heap grows to so many times what was alive in it at most. Tensors of HUGE bytes and more are
-# mapped and given back, and when a step is over KEPT times as much is left. Measured with glibc 2.36.
-HEAP, KEPT, HUGE = 2.3, 1.9, 32 << 20
+# Bytes before any model is there. On a CPU: Python, libraries and what a whole run leaves of features, checks and
+# answers. On a GPU: CUDA's context and kernels, an assumption.
+LIBRARIES, CONTEXT = 515 << 20, 600 << 20
+# On a CPU glibc keeps what is freed, and a freed place seldom serves a tensor of the same size again, since torch asks
+# for room to align in: the heap grows to HEAP times what is alive at most, and of that KEPT times as much is left when a
+# step is over. With checkpointed layers every larger tensor is mapped (`trisense.train.heap`), and nearly nothing is lost.
+# Tensors of HUGE bytes are always mapped. Chosen on three runs, with glibc 2.36.
+HEAP, KEPT, MAPPED, HUGE = 2.1, 1.75, 1.1, 32 << 20
 # On a GPU torch's allocator holds so many times what is alive: an assumption.
 CACHED = 1.1
 
@@ -48,11 +49,13 @@ CACHED = 1.1
 @dataclass(frozen=True)
 class Step:
     """Forward and backward over one batch. peak: bytes alive at most beside the model, gradients among them. gradients:
-    bytes that are left when it is over. operations: floating-point operations of its matrix products."""
+    bytes that are left when it is over. operations: floating-point operations of its matrix products. calls: operations
+    of torch that compute something."""
 
     peak: float
     gradients: float
     operations: float
+    calls: float
 
     def further(self, other: Step, times: float) -> Step:
         """What lies beyond `other`, so many times as far from here as that."""
@@ -62,11 +65,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at most, by part; where: in which phase that is. operations: floating-point operations of the step."""
+    """Bytes at most, by part; where: in which phase that is; step: of the largest batch."""
 
     parts: dict[str, float]
     where: str
-    operations: float
+    step: Step
 
     @property
     def total(self) -> int:
@@ -75,8 +78,11 @@ class Memory:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a design takes on one device. parts: as `count_parts` gives them. device: `cpu`, where memory is the resident
-    set of the process, or `cuda`. gpus: more than one keep a copy of the gradients to exchange."""
+    """What a design takes on one device.
+
+    parts: as `count_parts` gives them. device: `cpu`, where memory is the resident set of the process, or `cuda`. gpus:
+    more than one keep a copy of the gradients to exchange.
+    """
 
     design: Design
     parts: Mapping[str, Part]
@@ -84,14 +90,18 @@ class Costs:
     gpus: int = 1
 
     @classmethod
-    def of(cls, design: Design, device: str, gpus: int = 1) -> Costs:
+    def of(cls, design: Design, stage: FileStage, device: str, gpus: int = 1) -> Costs:
         """Raises BadInput as `count_parts`."""
-        return cls(design, {part.name: part for part in count_parts(design)}, device, gpus)
+        own = design if stage.learns == "instruct" else design.model_copy(update={"adapter": None})
+        return cls(design, {part.name: part for part in count_parts(own)}, device, gpus)
 
     def learned(self, stage: FileStage) -> int:
         """Parameters that learn in a stage on files."""
-        adapter = self.parts["adapter"].parameters if stage.learns == "instruct" and "adapter" in self.parts else 0
-        return adapter + (0 if stage.freeze_projector else self.projectors)
+        return self.adapter + (0 if stage.freeze_projector else self.projectors)
+
+    @property
+    def adapter(self) -> int:
+        return self.parts["adapter"].parameters if "adapter" in self.parts else 0
 
     @property
     def projectors(self) -> int:
@@ -112,10 +122,14 @@ class Costs:
         alive = step.peak + step.gradients * ((stage.accumulate > 1) + (self.gpus > 1))
         rows = design_config(self.design, _tokens(self.design)).text_config.vocab_size
         if cpu:
-            logits = 8.0 * held * rows if 4 * held * rows >= HUGE else 0.0
+            mapped = stage.gradient_checkpointing
+            logits = 8.0 * held * rows if mapped or 4 * held * rows >= HUGE else 0.0
             phases = {
-                "a step": {"gradients and activations": HEAP * alive},
-                "an evaluation": {"gradients and activations": KEPT * alive, "logits of an evaluation": logits},
+                "a step": {"gradients and activations": (MAPPED if mapped else HEAP) * alive},
+                "an evaluation": {
+                    "gradients and activations": 0.0 if mapped else KEPT * alive,
+                    "logits of an evaluation": logits,
+                },
             }
         else:
             # Adam makes the root of its second moments for all parameters at once.
@@ -129,7 +143,7 @@ class Costs:
                 "computing features": {"encoders": float(encoders)},
             }
         where = max(phases, key=lambda name: sum(phases[name].values()))
-        return Memory(fixed | phases[where], where, step.operations)
+        return Memory(fixed | phases[where], where, step)
 
 
 def step_of(design: Design, stage: FileStage, batch: Batch, device: str) -> Step:
@@ -149,11 +163,12 @@ class _Alive(TorchDispatchMode):
 
     def __init__(self, known: list[torch.Tensor]):
         super().__init__()
-        self.now = self.most = 0
+        self.now = self.most = self.calls = 0
         self._seen = {tensor.untyped_storage()._cdata for tensor in known}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.calls += not func.is_view
         for one in tree_leaves(out):
             if isinstance(one, torch.Tensor):
                 self._note(one.untyped_storage())
@@ -195,7 +210,7 @@ def _counted(design: Design, stage: FileStage, batch: Batch, device: str, depth:
                 loss = _loss(model, given, batch.items, pieces_)
             loss.backward()
             del loss
-        return Step(alive.most, alive.now, operations.count)
+        return Step(alive.most, alive.now, operations.count, alive.calls)
 
 
 def _model(design: Design, stage: FileStage, depth: int) -> TrisenseForConditionalGeneration:

@@ -32,6 +32,8 @@ from trisense.train.speed import MEMORIES, PEAKS, peak
 LOOKED_AT, DRAWN = 1000, 300
 # Share of a device's peak that training reaches: assumptions.
 MFU = {"cuda": 0.3, "cpu": 0.5}
+# Seconds that an operation of torch takes at least, however little it computes: small batches wait for Python.
+CALL = {"cuda": 1e-5, "cpu": 0.0}
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -77,8 +79,12 @@ class Fit:
 
 @dataclass(frozen=True)
 class Plan:
-    """One stage. memory: of one device, at most. rows, tokens: of its largest batch. operations: floating-point
-    operations of a mean step on one device. passes: how often every sample is learned. disk: bytes by what is kept."""
+    """One stage.
+
+    memory: of one device, at most. rows, tokens: of its largest batch. operations: floating-point operations of a mean
+    step on one device; calls: operations of torch. passes: how often every sample is learned. disk: bytes by what is
+    kept.
+    """
 
     stage: str
     learns: str
@@ -93,6 +99,7 @@ class Plan:
     samples_per_step: float
     passes: float
     operations: float
+    calls: float
     speed: float
     mfu: float
     disk: dict[str, int]
@@ -117,7 +124,10 @@ class Plan:
             ("largest batch", f"{self.rows} x {self.tokens} tokens{self._fitting()}"),
             ("time", f"{self.hours:,.1f} h for {self.steps:,} steps, {self.steps_per_day:,.0f} steps a day"),
             ("", f"{per_day:,.0f} samples a day; all steps are {self.passes:.2g} times through the data"),
-            ("", f"{self.operations:.3g} operations a step, at {self.mfu:.0%} of {self.speed / 1e12:,.3g} TFLOP/s"),
+            (
+                "",
+                f"{self.operations / 1e9:,.0f} GFLOP a step, at {self.mfu:.0%} of {self.speed / 1e12:,.3g} TFLOP/s",
+            ),
             ("disk", f"{sum(self.disk.values()) / 1e9:.2f} GB"),
             *((f"  {name}", f"{size / 1e9:.2f} GB") for name, size in self.disk.items()),
         ]
@@ -133,7 +143,7 @@ class Plan:
 
     @property
     def steps_per_day(self) -> float:
-        return 86400 * self.speed * self.mfu / self.operations
+        return 86400 / max(self.operations / (self.speed * self.mfu), self.calls * CALL[self.device])
 
     @property
     def hours(self) -> float:
@@ -161,7 +171,7 @@ def plan_stage(
     design = staged(recipe, name)
     every = data.batches(stage)
     largest = max(every, key=_size)
-    costs = Costs.of(design, device, gpus)
+    costs = Costs.of(design, stage, device, gpus)
     memory = costs.memory(stage, largest, data.supervised(stage.batch_size))
     share = float(np.mean([_size(batch) for batch in every])) / _size(largest)
     samples = float(np.mean([samples_of(batch) for batch in every])) * stage.accumulate * gpus
@@ -178,7 +188,8 @@ def plan_stage(
         steps=stage.steps,
         samples_per_step=samples,
         passes=samples * stage.steps / data.samples,
-        operations=memory.operations * share * stage.accumulate,
+        operations=memory.step.operations * share * stage.accumulate,
+        calls=memory.step.calls * stage.accumulate,
         speed=speed or (peak(torch.device("cpu"), torch.float32)[0] if device == "cpu" else slowest(room)),
         mfu=mfu or MFU[device],
         disk=_disk(costs, stage, data.pictures),
@@ -331,6 +342,5 @@ def _disk(costs: Costs, stage: FileStage, pictures: int) -> dict[str, int]:
         found[f"features of {pictures:,} pictures"] = pictures * each
     moments = 8 if stage.optimizer == "adamw" else 2
     found["checkpoint, twice while one is written"] = 2 * costs.learned(stage) * (4 + moments)
-    adapter = costs.parts["adapter"].parameters if stage.learns == "instruct" and "adapter" in costs.parts else 0
-    found["trained parts"] = 4 * (costs.projectors + adapter)
+    found["trained parts"] = 4 * (costs.projectors + costs.adapter)
     return found

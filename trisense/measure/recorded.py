@@ -104,7 +104,7 @@ RUNS: dict[str, Run] = {
     "caption, residual": Run("jnana", "align", "phi 78 M", CAPTION, {"batch_size": 4, "steps": 14}),
     "LoRA": Run("context-gpt", "instruct", "phi 78 M", ANSWER, {"batch_size": 4, "steps": 14}),
     "LoRA, checkpointing": Run(
-        "context-gpt", "instruct", "phi 78 M", ANSWER, {"batch_size": 8, "steps": 8, "gradient_checkpointing": True}
+        "context-gpt", "instruct", "phi 78 M", ANSWER, {"batch_size": 8, "steps": 4, "gradient_checkpointing": True}, 36
     ),
     # What they were not.
     "caption, linear, batches of 16": Run("tinyclip-phi2", "align", "phi 35 M", CAPTION, _LINEAR, 36),
@@ -192,3 +192,27 @@ def measure(name: str) -> int:
 def recorded() -> dict[str, int]:
     """Bytes by the name of a run, as they were measured once."""
     return yaml.safe_load((files("trisense.measure") / "recorded.yaml").read_text(encoding="utf-8"))["bytes"]
+
+
+def table(measured: dict[str, int]) -> str:
+    """Markdown: every run as it is predicted and as it was measured."""
+    from trisense.measure.plan import look_at, plan_stage
+
+    rows = ["| run | recipe and stage | model | predicted, MB | measured, MB | ratio |", "|---|---|---|---:|---:|---:|"]
+    for name, size in measured.items():
+        run = RUNS[name]
+        with TemporaryDirectory(prefix="trisense-plan-") as folder:
+            recipe = run.resolved(Path(folder))
+            data = lay_out(run, Path(folder), weights=False)
+            found = look_at(recipe, run.stage, data)
+            total = plan_stage(recipe, run.stage, found, device="cpu", speed=1.0).memory.total
+        what = f"{run.recipe} {run.stage} | {run.model}"
+        rows.append(f"| {name} | {what} | {total / 1e6:,.0f} | {size / 1e6:,.0f} | {total / size:.2f} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    chosen = sys.argv[1:] or list(RUNS)
+    if unknown := [name for name in chosen if name not in RUNS]:
+        sys.exit(f"no run is called {unknown[0]!r}; runs: {', '.join(RUNS)}")
+    print(table({name: measure(name) for name in chosen}))

@@ -33,6 +33,7 @@ from trisense.stage import FileStage
 from trisense.train.checkpoints import CHECKPOINT, same_run
 from trisense.train.doctor import admit, some_of
 from trisense.train.gauge import misled
+from trisense.train.heap import map_tensors
 from trisense.train.held import held_back_loss, shown_answers
 from trisense.train.learner import Learner, learning
 from trisense.train.loop import train
@@ -156,6 +157,8 @@ def get_ready(
         model.language_model.set_attn_implementation(SEGMENTS)
     if stage.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        if processes.device.type == "cpu":
+            map_tensors()
 
     heard = NO_TRANSCRIPTS
     if recipe.audio == "transcript" and recipe.answering.speech:

@@ -36,9 +36,9 @@ DEPTHS = (2, 4)
 # answers. On a GPU: CUDA's context and kernels, an assumption.
 LIBRARIES, CONTEXT = 515 << 20, 600 << 20
 # On a CPU glibc keeps what is freed, and a freed place seldom serves a tensor of the same size again, since torch asks
-# for room to align in: the heap grows to HEAP times what is alive at most, and of that KEPT times as much is left when a
-# step is over. With checkpointed layers every larger tensor is mapped (`trisense.train.heap`), and nearly nothing is lost.
-# Tensors of HUGE bytes are always mapped. Chosen on three runs, with glibc 2.36.
+# for room to align in: the heap grows to HEAP times what is alive at most, and KEPT times as much is left of it after a
+# step. With checkpointed layers every larger tensor is mapped (`trisense.train.heap`), and nearly nothing is lost.
+# Tensors of HUGE bytes are always mapped. Measured with glibc 2.36.
 HEAP, KEPT, MAPPED, HUGE = 2.1, 1.75, 1.1, 32 << 20
 # On a GPU torch's allocator holds so many times what is alive: an assumption.
 CACHED = 1.1

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from trisense.data.batches import Batch
+from trisense.data.batches import WINDOW, Batch
 from trisense.data.features import FLOAT16, vectors_of
 from trisense.data.sources import Source, open_source
 from trisense.errors import BadInput
@@ -51,12 +51,13 @@ class Data:
     features: Shown | None = None
 
     def batches(self, stage: FileStage) -> list[Batch]:
-        """Those of one round of the samples that are looked at."""
+        """The first batches of a stage: all of one round of the samples that are looked at, or of all its steps."""
         some = copy.copy(self.some)
         some.stage = stage
         batch_at = batches_of(some, cast(Any, self.processor), self.features or {})
-        found, count = [], 0
-        while count < len(some.pool):
+        found, count, steps = [], 0, stage.steps * stage.accumulate
+        # Batches of like length come in windows, each of which has long ones and short ones.
+        while len(found) < steps and (count < len(some.pool) or len(found) % WINDOW):
             found.append(batch_at(len(found)))
             count += samples_of(found[-1])
         return found
@@ -184,7 +185,7 @@ def plan_stage(
         rows=largest.inputs["input_ids"].shape[0],
         tokens=largest.inputs["input_ids"].shape[1],
         room=room,
-        fit=room and _fit(costs, stage, data, room, memory.total),
+        fit=None if room is None else _fit(costs, stage, data, room, memory.total),
         steps=stage.steps,
         samples_per_step=samples,
         passes=samples * stage.steps / data.samples,

@@ -159,11 +159,11 @@ def lay_out(run: Run, folder: Path, weights: bool = True) -> Path:
 
 def _write_weights(folder: Path) -> None:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModelWithProjection
+    from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder / "text")).save_pretrained(folder / "text")
-    config = AutoConfig.from_pretrained(folder / "vision")
+    config = CLIPVisionConfig.from_pretrained(folder / "vision")
     CLIPVisionModelWithProjection(config).save_pretrained(folder / "vision")
 
 

@@ -17,7 +17,7 @@ import click
 
 from trisense import __version__
 from trisense.cli.answering import ask, serve, transcribe
-from trisense.cli.checking import doctor
+from trisense.cli.checking import doctor, plan
 from trisense.cli.making import evaluate, export, import_parts, push, recipes, world
 from trisense.cli.measuring import bench
 from trisense.cli.tuning import train
@@ -72,5 +72,19 @@ def commands(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for command in (ask, serve, transcribe, recipes, train, doctor, import_parts, export, push, evaluate, bench, world):
+for command in (
+    ask,
+    serve,
+    transcribe,
+    recipes,
+    plan,
+    train,
+    doctor,
+    import_parts,
+    export,
+    push,
+    evaluate,
+    bench,
+    world,
+):
     commands.add_command(command)

@@ -1,4 +1,4 @@
-"""What is looked at before it costs anything: `doctor`."""
+"""What is looked at before it costs anything: `doctor`, `plan`."""
 
 from __future__ import annotations
 
@@ -76,3 +76,83 @@ def doctor(
             click.echo(str(check))
     if wrong := [check.name for check in checks if not check.ok]:
         raise BadInput(f"doctor: {len(wrong)} of {len(checks)} checks are wrong: {', '.join(wrong)}")
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--data",
+    required=True,
+    metavar="FILE",
+    help="coco or llava for their published counts, or what a stage would learn from.",
+)
+@click.option("--media", type=click.Path(path_type=Path), metavar="FOLDER", help="Of its pictures; default: its own.")
+@click.option("--gpu", metavar="MEMORY", help="Of one GPU, such as 24GB.")
+@click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, help="How many of them.")
+@click.option(
+    "--device",
+    type=click.Choice(["cuda", "cpu"]),
+    default="cuda",
+    show_default=True,
+    help="cpu: the memory of a process that trains on this machine.",
+)
+@click.option("--stage", metavar="NAME", help="Of the recipe; default: all that learn from conversations.")
+@click.option(
+    "--tflops",
+    type=click.FloatRange(min=0, min_open=True),
+    help="What one device can do at most; default: the slowest known GPU with so much memory, or this CPU as measured.",
+)
+@click.option(
+    "--mfu",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Share of that which training reaches; default, an assumption: 0.3 on a GPU, 0.5 on a CPU.",
+)
+@seed_option
+@json_option
+def plan(
+    recipe: str,
+    overrides: tuple[str, ...],
+    data: str,
+    media: Path | None,
+    gpu: str | None,
+    gpus: int,
+    device: str,
+    stage: str | None,
+    tflops: float | None,
+    mfu: float | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Predict memory, batch, time and disk of RECIPE's stages before they cost anything.
+
+    Nothing is loaded or downloaded for the packaged recipes on published data. Memory on a CPU was measured; on GPUs it
+    never was yet.
+
+    \b
+    trisense plan jnana --gpu 24GB --gpus 4 --data coco
+    """
+    need("train", "torch", "transformers", "peft")
+    from trisense.measure.plan import bytes_of, look_at, plan_stage
+    from trisense.recipe import read
+    from trisense.stage import FileStage
+
+    room = None if gpu is None else bytes_of(gpu)
+    if device == "cpu" and (room or gpus > 1):
+        raise BadInput("--device cpu: has no --gpu and no --gpus; leave them out")
+    chosen = read(recipe, overrides)
+    names = [stage] if stage else [key for key, one in chosen.stages.items() if isinstance(one, FileStage)]
+    if not names:
+        raise BadInput(f"recipe {recipe} has no stage that learns from conversations, and no other is planned")
+    options: dict[str, Any] = {"device": device, "room": room, "gpus": gpus, "speed": tflops and tflops * 1e12}
+    plans = []
+    for name in names:
+        found = look_at(chosen, name, data, media, seed)
+        plans.append((found, plan_stage(chosen, name, found, **options, mfu=mfu)))
+    if as_json:
+        stages = [{"data": found.title, "samples": found.samples, **one.to_dict()} for found, one in plans]
+        return print_json(recipe=chosen.name, stages=stages)
+    for found, one in plans:
+        click.echo(f"{one}\n  {'data':<44}{found.title}: {found.samples:,} samples\n")
+    if device == "cuda":
+        click.echo("Predicted; on GPUs this was never yet measured. On CPUs it was: docs/plan.md.")

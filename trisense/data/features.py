@@ -191,13 +191,18 @@ def _still_unreadable(processor: ImageProcessor | AudioProcessor, block: _Block,
     )
 
 
+def vectors_of(processor: ImageProcessor | AudioProcessor) -> int | None:
+    """Feature vectors of one picture or sound; None for sounds that have as many as they are long."""
+    if isinstance(processor, ImageProcessor):
+        return processor.tokens
+    if processor.chunk_seconds is None:
+        return None
+    return processor.num_tokens(round(processor.chunk_seconds * processor.sampling_rate) // processor.hop_length)
+
+
 def _check_room(processor: ImageProcessor | AudioProcessor, count: int, width: int, folder: Path, name: str) -> None:
     """Says what disk the features will take, where that is known before, and refuses what does not fit."""
-    if isinstance(processor, ImageProcessor):
-        each = processor.tokens
-    elif processor.chunk_seconds is not None:
-        each = processor.num_tokens(round(processor.chunk_seconds * processor.sampling_rate) // processor.hop_length)
-    else:
+    if (each := vectors_of(processor)) is None:
         tqdm.write(f"features of {count:,} {name}s, in {folder}")
         return
     need, free = count * each * width * FLOAT16, shutil.disk_usage(folder).free

@@ -247,9 +247,9 @@ def peak_memory(
     torch.set_num_threads(threads)
     _train_twice(side, kind, device, *_samples(kind, "tiny", tokens, pictures, seed))  # loads the libraries
     samples = _samples(kind, size, tokens, pictures, seed)
-    before = _resident(peak=False)
+    before = resident(peak=False)
     _train_twice(side, kind, device, *samples)
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _resident(peak=True) - before
+    return torch.cuda.max_memory_allocated() if device == "cuda" else resident(peak=True) - before
 
 
 def _samples(kind: Kind, size: str, tokens: int, pictures: int, seed: int) -> tuple[Shapes, Task, Rows]:
@@ -281,7 +281,7 @@ def _forget_peak(device: str) -> None:
         counter.write_text("5")  # Linux: the most that was resident is what is resident now
 
 
-def _resident(peak: bool) -> int:
+def resident(peak: bool) -> int:
     """Bytes in memory, now or at most so far. Linux tells both of a process; elsewhere only the most is known."""
     status = Path("/proc/self/status")
     if status.exists():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, CLIPVisionConfig, LlavaConfig, Ll
 
 from trisense.chat import Image, Slot
 from trisense.data.batches import Batch
+from trisense.measure.published import Kind, lengths
 from trisense.model.attention import SEGMENTS
 from trisense.model.configuration import TrisenseConfig, sub_config
 from trisense.model.loss import fuse_activations
@@ -28,7 +29,6 @@ from trisense.stage import FileStage
 from trisense.train.learner import Learner
 from trisense.train.optim import make_optimizer
 
-Kind = Literal["align", "instruct"]
 CLIP = "openai/clip-vit-base-patch32"
 LORA = {"phi": ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"), "phi3": ("o_proj", "qkv_proj", "gate_up_proj")}
 # `small` is phi-2's design in the size that two cores can train; in all of them LLaVA's batch is that of the recipes.
@@ -88,18 +88,12 @@ class Task:
 
 
 def make_task(kind: Kind, shapes: Shapes, pictures: int, seed: int) -> Task:
-    """Random pictures and random words in the lengths of real ones.
-
-    `align`: COCO's five captions a picture, of about 12 tokens. `instruct`: LLaVA-Instruct-150K (Liu et al. 2023,
-    arXiv:2304.08485) by its counts, 81,479 pictures with 56,681 conversations of 4.5 questions, 23,240 descriptions and
-    76,643 questions that take reasoning, every question with its answer a sample; lengths are drawn lognormal around
-    19, 105 and 120 tokens an answer, which is our estimate.
-    """
+    """Random pictures and random words in the lengths of real ones, as `lengths` draws them."""
     rng = np.random.default_rng(seed)
     words = shapes.placeholder - 1
     prompts, about = [], []
     for picture in range(pictures):
-        for asked, said in _lengths(kind, rng):
+        for asked, said in lengths(kind, rng):
             before = shapes.tokens + 4  # the picture, and a layout's words behind it
             ids = rng.integers(0, words, before + asked + said + 1)
             ids[: shapes.tokens] = shapes.placeholder
@@ -110,24 +104,6 @@ def make_task(kind: Kind, shapes: Shapes, pictures: int, seed: int) -> Task:
     size = shapes.vision["image_size"]
     pixels = torch.from_numpy(rng.standard_normal((pictures, 3, size, size), np.float32))
     return Task(kind, tuple(prompts), tuple(about), pixels)
-
-
-def _lengths(kind: Kind, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Tokens of question and answer of each sample about one picture."""
-
-    def about(median: float, spread: float, most: int) -> int:
-        return int(np.clip(rng.lognormal(np.log(median), spread), 2, most))
-
-    if kind == "align":
-        return [(0, about(11.5, 0.2, 20)) for _ in range(5)]
-    found = []
-    if rng.random() < 56681 / 81479:
-        found += [(about(10, 0.3, 40) + 4, about(19, 0.6, 120)) for _ in range(int(rng.integers(2, 8)))]
-    if rng.random() < 23240 / 81479:
-        found.append((about(12, 0.2, 40) + 4, about(105, 0.25, 300)))
-    if not found or rng.random() < 76643 / 81479:
-        found.append((about(16, 0.25, 40) + 4, about(120, 0.3, 300)))
-    return found
 
 
 def stage_of(kind: Kind) -> FileStage:

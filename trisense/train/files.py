@@ -34,8 +34,9 @@ from trisense.stage import FileStage
 from trisense.train.checkpoints import CHECKPOINT, same_run
 from trisense.train.doctor import admit, some_of
 from trisense.train.gauge import misled
+from trisense.train.heap import map_tensors
 from trisense.train.held import held_back_loss, shown_answers
-from trisense.train.learner import Learner
+from trisense.train.learner import Learner, learning
 from trisense.train.loop import train
 from trisense.train.processes import Parallel, Processes, join_processes
 from trisense.train.samples import Samples, batches, media_in
@@ -152,14 +153,13 @@ def get_ready(
         put_trained(model, recipe, after)
     if stage.learns == "instruct" and not has_adapter(model):
         add_adapter(model, design)
-    for key, parameter in model.language_model.named_parameters():
-        parameter.requires_grad_(stage.learns == "instruct" and ".lora_" in key)
-    for sense in model.senses.values():
-        cast(Sense, sense).projector.requires_grad_(not stage.freeze_projector)
+    learning(model, stage)
     if stage.packing and processes.device.type != "cuda":
         model.language_model.set_attn_implementation(SEGMENTS)
     if stage.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+        if processes.device.type == "cpu":
+            map_tensors()
 
     heard = NO_TRANSCRIPTS
     team = Team(processes.rank, processes.world, processes.gather)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from trisense.model.modeling import TrisenseForConditionalGeneration
-from trisense.stage import ScheduledSampling
+from trisense.model.senses import Sense
+from trisense.stage import FileStage, ScheduledSampling
+
+
+def learning(model: TrisenseForConditionalGeneration, stage: FileStage) -> None:
+    """Says of every parameter but the encoders' whether it learns in a stage; an adapter has to be there already."""
+    for key, parameter in model.language_model.named_parameters():
+        parameter.requires_grad_(stage.learns == "instruct" and ".lora_" in key)
+    for sense in model.senses.values():
+        cast(Sense, sense).projector.requires_grad_(not stage.freeze_projector)
 
 
 class Learner(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ class Samples:
         ]
         return featured(Conversation(messages=tuple(messages)), self.processor)
 
-    def prompts(self, indices: Sequence[int], features: Mapping[str, Features]) -> list[Prompt]:
+    def prompts(self, indices: Sequence[int], features: Shown) -> list[Prompt]:
         """Rendered samples about the same media, which are the same arrays in all of them, as a fan wants them."""
         paths = media_in([self.conversation(indices[0])])
         same = {sense: {path: features[sense][path] for path in own} for sense, own in paths.items()}
@@ -146,7 +146,7 @@ def batches(samples: Samples, features: Mapping[str, Features], processes: int =
     """The batch of a number, from the round that has it."""
     stage = samples.stage
     width = stage.accumulate * processes
-    rounds = [_batches_of(part, features) for part in samples.rounds()]
+    rounds = [batches_of(part, features) for part in samples.rounds()]
     batch_at = one_after_another(rounds, [start * width for start in round_starts(stage)])
     if stage.scheduled_sampling is None:
         return batch_at
@@ -159,7 +159,21 @@ def batches(samples: Samples, features: Mapping[str, Features], processes: int =
     return marked
 
 
-def _batches_of(samples: Samples, features: Mapping[str, Features]) -> Callable[[int], Batch]:
+class Learned(Protocol):
+    """What batches are made of: `Samples`, or what has their lengths."""
+
+    stage: FileStage
+    seed: int
+    pool: list[int]
+    lengths: dict[int, int]
+
+    def learned(self, number: int) -> int: ...
+    def about(self, index: int) -> object: ...
+    def prompt(self, index: int, features: Shown) -> Prompt: ...
+    def prompts(self, indices: Sequence[int], features: Shown) -> list[Prompt]: ...
+
+
+def batches_of(samples: Learned, features: Shown) -> Callable[[int], Batch]:
     """Packed rows, batches of answers of like length or of prompts of like length, as the stage says."""
     stage, seed = samples.stage, samples.seed
     if stage.packing:

@@ -323,8 +323,8 @@ def _read(run: Run, stage: WorldStage, out: Path) -> None:
 
 
 def _answer(run: Run, stage: WorldStage, out: Path) -> None:
-    # The projectors write words as these were when they were aligned. Projectors that learned along at the full rate had
-    # lost them in the end, so both stay as they are, unless the stage gives projectors a rate of their own.
+    # The projectors write words as these were when they were aligned. Projectors that learned along at the full rate
+    # had lost them in the end, so both stay as they are, unless the stage gives projectors a rate of their own.
     run.model.senses.requires_grad_(False)
     for name in run.model.senses:
         sense_of(run.model, name).projector.requires_grad_("projector" in stage.lrs)

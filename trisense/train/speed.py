@@ -29,6 +29,9 @@ PEAKS = {
     "RTX 4090": 165e12,
 }
 
+# Gigabytes of memory of these, the larger where there are two.
+MEMORIES = {"H200": 141, "H100 PCIe": 80, "H100": 80, "A100": 80, "L40S": 48, "L4": 24, "A10G": 24, "RTX 4090": 24}
+
 
 @dataclass
 class Operations:

@@ -86,6 +86,12 @@ def test_overrides_change_what_they_name_and_nothing_else(small: Path) -> None:
     assert changed == before
 
 
+def test_a_stage_is_left_out_by_null() -> None:
+    assert list(read("spark", ["stages.read_one=null", "stages.read=null"]).stages) == [
+        *("see", "hear", "read_steps", "align", "answer")
+    ]
+
+
 def test_the_last_override_counts_and_values_are_yaml(small: Path) -> None:
     recipe = read(
         small,
@@ -167,7 +173,6 @@ def test_no_value_ends_in_anything_but_a_recipe_or_one_refusal(value: Any) -> No
         ("stages.warm.learns=taste", "stages.warm.learns: got 'taste'; expected one of see, hear, align, read"),
         ("stages.warm.learns=hera", "stages.warm.learns: got 'hera' (did you mean 'hear'?)"),
         ("stages.more={steps: 1}", "stages.more.learns is missing; one of see"),
-        ("stages.warm=", "stages.warm: "),
         ("stages=[1, 2]", "stages: "),
         ("design={}", "design.text is missing"),
         ("stages.answer.contexts.present={smell: 1}", "stages.answer.contexts.present.smell"),

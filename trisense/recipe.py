@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from trisense.chat import Layout
 from trisense.errors import BadInput
@@ -165,6 +165,14 @@ class Recipe(Options):
             "placeholders": {**placeholders, "audio": token},
         }
         return {**values, "design": design}
+
+    @field_validator("stages", mode="before")
+    @classmethod
+    def _left_out(cls, stages: Any) -> Any:
+        """`stages.read=null` leaves a stage of a packaged recipe out."""
+        return (
+            {name: stage for name, stage in stages.items() if stage is not None} if isinstance(stages, dict) else stages
+        )
 
     @property
     def optimizer(self) -> Optimizer:

@@ -10,7 +10,7 @@ import tiny_pack
 from trisense.chat import Image
 from trisense.data.real.media import asked, medium
 from trisense.data.real.pack import Pack, Ref
-from trisense.data.real.sample import Sample, Spoken
+from trisense.data.real.sample import Sample, Spoken, is_picture
 from trisense.data.world.draw import draw
 from trisense.data.world.facts import Scene, Thing, Utterance
 from trisense.data.world.speech import speak
@@ -41,6 +41,8 @@ def test_lettering_is_drawn_when_it_is_read(pack: Pack) -> None:
     scene = Scene((Thing("word", "blue", "large", 1, 1, text="apple"),), 4)
     assert np.array_equal(np.asarray(load_image(medium(pack, scene))), np.asarray(draw(scene)[0]))
     assert medium(pack, scene) == medium(pack, scene) != medium(pack, replace(scene, style=5))
+    assert is_picture(scene) and is_picture(EMOJI)
+    assert not is_picture(Spoken("a cup", 1)) and not is_picture(Ref("audio", "pictures/art4apps", 3))
 
 
 def test_a_sample_is_a_conversation(pack: Pack) -> None:

@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 
 from trisense.cli import main
+from trisense.measure import answering
 from trisense.measure.answering import Speed
 
 
@@ -24,7 +25,9 @@ def both(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_both_sides_are_timed(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_sides_are_timed(both: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(answering, "WORDS", 10)  # the tiny model reads 512 tokens
+    monkeypatch.setattr(answering, "TOKENS", 20)
     assert main(["bench", "spark", "--model", str(both), "--rounds", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert all(0 < value < 600 for key in ("cold", "first_token") for value in found[key])

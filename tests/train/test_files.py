@@ -423,9 +423,12 @@ def test_what_does_not_fit_is_one_line_that_names_it(
 
 
 class Two(Processes):
-    """The first of two processes, of which the other never waits."""
+    """The first of two processes, of which the other never waits and has what this one has."""
 
     def wait(self) -> None: ...
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, value]
 
 
 @pytest.mark.parametrize("buckets", ["null", "{64: 4}"])

@@ -27,6 +27,7 @@ from trisense.model.pretrained import add_adapter
 from trisense.model.senses import Sense
 from trisense.recipe import Design
 from trisense.stage import FileStage
+from trisense.train.heap import LARGE
 from trisense.train.learner import learning
 from trisense.train.speed import counting
 
@@ -122,7 +123,7 @@ class Costs:
         alive = step.peak + step.gradients * ((stage.accumulate > 1) + (self.gpus > 1))
         rows = design_config(self.design, _tokens(self.design)).text_config.vocab_size
         if cpu:
-            mapped = stage.gradient_checkpointing
+            mapped = stage.gradient_checkpointing and frozen.parameters >= LARGE
             logits = 8.0 * held * rows if mapped or 4 * held * rows >= HUGE else 0.0
             phases = {
                 "a step": {"gradients and activations": (MAPPED if mapped else HEAP) * alive},

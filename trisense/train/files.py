@@ -34,7 +34,7 @@ from trisense.stage import FileStage
 from trisense.train.checkpoints import CHECKPOINT, same_run
 from trisense.train.doctor import admit, some_of
 from trisense.train.gauge import misled
-from trisense.train.heap import map_tensors
+from trisense.train.heap import LARGE, map_tensors
 from trisense.train.held import held_back_loss, shown_answers
 from trisense.train.learner import Learner, learning
 from trisense.train.loop import train
@@ -158,7 +158,8 @@ def get_ready(
         model.language_model.set_attn_implementation(SEGMENTS)
     if stage.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-        if processes.device.type == "cpu":
+        large = sum(parameter.numel() for parameter in model.language_model.parameters()) >= LARGE
+        if processes.device.type == "cpu" and large:
             map_tensors()
 
     heard = NO_TRANSCRIPTS

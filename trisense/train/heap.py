@@ -8,6 +8,8 @@ import platform
 M_MMAP_THRESHOLD = -3  # malloc.h
 # What glibc begins with, before it raises it to the largest block that was freed, 32 MB at most.
 THRESHOLD = 128 << 10
+# Parameters of a language model from which on the memory is worth the time.
+LARGE = 20_000_000
 
 
 def map_tensors() -> bool:
@@ -15,7 +17,8 @@ def map_tensors() -> bool:
 
     Otherwise a freed block serves no tensor of the same size again, since torch asks for room to align in, and
     checkpointed layers, computed anew one after the other, take as much of the heap as if all of them had been kept.
-    New pages cost time, so this is for who gives time for memory anyway. On other systems nothing changes.
+    New pages cost time, much of it where tensors are small (docs/log.md), so this is for checkpointed models of LARGE
+    parameters or more. On other systems nothing changes.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

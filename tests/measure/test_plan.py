@@ -112,10 +112,10 @@ def test_a_gpu_of_unknown_kind_is_as_slow_as_the_slowest_of_its_size():
         (["--gpu", "24"], "--gpu 24: expected the memory of one GPU with its unit, such as 24GB"),
         (["--gpu", "24GB", "--gpus", "0"], "--gpus"),
         (["--data", "cocoo"], "--data cocoo: neither coco nor llava, whose counts are known, nor a file"),
-        (["--data", "none/such.json"], "none/such.json: no such file"),
+        (["--data", "none/such.json"], "none: no such folder or zip"),
         (["--stage", "aling"], "has no stage 'aling' that learns from conversations; it has align, instruct"),
         (["--device", "cpu", "--gpu", "24GB"], "--device cpu"),
-        (["--stage", "align", "--gpu", "1GB"], "GB more than there are"),
+        (["--stage", "align", "--gpu", "0.6GB"], "GB more than there are"),
     ],
 )
 def test_bad_input_is_one_line(options: list[str], said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):

@@ -122,11 +122,11 @@ class Stage(Options):
 
 
 class WarmupStage(Stage):
-    """On the small world: `see` and `hear` train an encoder alone, `align` teaches the projectors to write the words
-    that `read` taught the language model. real: share of the batches that are real media, where a run has them."""
+    """On pictures or sounds alone: `see` and `hear` train an encoder with the head of its projector. real: share of the
+    batches that are real media, where a run has them."""
 
     learned_from: ClassVar[str] = "pictures and utterances of the small world"
-    learns: Literal["see", "hear", "align"]
+    learns: Literal["see", "hear"]
     real: Share = 0.0
 
 

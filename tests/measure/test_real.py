@@ -24,7 +24,8 @@ def test_each_task_has_its_measure() -> None:
     nothing = Sample("t", (), "?", "There is no sound.", score="refuses")
     assert is_right(exact, "True.") and not is_right(exact, "no")
     assert is_right(both, "pear here, cup there") and not is_right(both, "pear")
-    assert is_right(nothing, "There is no picture.") and not is_right(nothing, "a cat")
+    assert is_right(nothing, "There is no picture.") and is_right(nothing, "I can't tell.")
+    assert not is_right(nothing, "a cat") and not is_right(nothing, "I can tell.")
     heard = [Sample("t", (), "?", text, score="wer") for text in ("one two three", "four")]
     assert measured(heard, ["one two", "for"]).value == pytest.approx(2 / 4)
     read = [Sample("t", (), "?", "Denver Broncos", score="f1")] * 2

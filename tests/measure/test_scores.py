@@ -31,8 +31,8 @@ def test_both_names_have_to_stand_in_the_answer() -> None:
     assert not names_all("pearl and house", ["pear"])
 
 
-def test_refusals_are_the_worlds_sentences() -> None:
-    assert refuses("There is no picture.") and refuses("the text does not say that")
+def test_refusals_are_what_training_refuses_with() -> None:
+    assert refuses("There is no picture.") and refuses("the text does not say that") and refuses("I can't tell")
     assert not refuses("There is no picture of a cat") and not refuses("no")
 
 

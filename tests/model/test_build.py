@@ -214,6 +214,42 @@ def test_a_model_begins_with_the_weights_of_another_that_knows_fewer_words() -> 
     torch.testing.assert_close(own[new], before[pieces].mean(0))
 
 
+def eyes(hidden: int, **options: Any) -> Design:
+    """A design whose picture encoder is `hidden` wide, with other options of its sense."""
+    vision = {**design().vision, "hidden_sizes": [8, hidden]}  # pyright: ignore[reportGeneralTypeIssues]
+    return design(vision=vision, senses={**design().senses, "image": {"width": hidden, **options}})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "anew"),
+    [
+        (eyes(16), []),
+        (eyes(16, projector="residual"), ["senses.image.projector"]),
+        (eyes(24), ["senses.image.encoder", "senses.image.projector"]),
+        (eyes(16, summary=2, names=5), ["senses.image.summary"]),
+        (
+            eyes(24, summary=2, names=5, projector="naming", classes=[3, 4]),
+            ["senses.image.encoder", "senses.image.projector", "senses.image.summary"],
+        ),
+    ],
+    ids=lambda value: " and ".join(part.split(".")[-1] for part in value) or "none" if isinstance(value, list) else "",
+)
+def test_parts_of_a_sense_of_another_shape_begin_from_nothing_and_are_named(wanted: Design, anew: list[str]) -> None:
+    """A part is kept or replaced as a whole, also where some of its weights would fit; all else is the other's."""
+    words = train_tokenizer(TEXTS, design())
+    torch.manual_seed(0)
+    model, other = (build_model(d, build_processor(d, words)) for d in (wanted, design()))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert sorted(begin_with(model, words, other, words)) == anew
+    theirs = other.state_dict()
+    for name, weight in model.state_dict().items():
+        own = name.startswith(tuple(f"{part}." for part in anew))
+        assert torch.equal(weight, before[name] if own else theirs[name]), name
+    fit = [n for n in before if n in theirs and before[n].shape == theirs[n].shape]
+    differ = [n for n in fit if not torch.equal(before[n], theirs[n])]
+    assert any(n.startswith("senses.image.encoder.") for n in differ), "which shows what was kept and what was not"
+
+
 def test_a_model_of_another_design_is_no_beginning() -> None:
     words = train_tokenizer(TEXTS, design())
     wide = design(text={**design().text, "intermediate_size": 64})

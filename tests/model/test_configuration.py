@@ -29,8 +29,8 @@ def senses(name: str, **changes: Any) -> dict[str, Any]:
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown key": (
         {"senses": senses("image", colour=1)},
-        "senses.image: unknown key 'colour'; expected frames_per_token, layer, projector, select, stack, "
-        "time_first, width",
+        "senses.image: unknown key 'colour'; expected classes, frames_per_token, layer, names, "
+        "projector, select, stack, summary, time_first, width",
     ),
     "vectors of pictures joined": (
         {"senses": senses("image", stack=2)},
@@ -56,11 +56,51 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an unknown projector": (
         {"senses": senses("audio", projector="q-former")},
-        "senses.audio.projector: 'q-former' is unknown; expected linear, residual, norm-mlp, mlp",
+        "senses.audio.projector: 'q-former' is unknown; expected linear, residual, norm-mlp, mlp, naming",
     ),
     "patches of a sound": (
         {"senses": senses("audio", select="patches")},
         "senses.audio.select: 'patches' is for pictures; expected 'all'",
+    ),
+    "naming without classes": (
+        {"senses": senses("image", projector="naming")},
+        "senses.image.classes: []; expected the sizes of the groups of classes for the projector 'naming', and none",
+    ),
+    "classes that nothing names": (
+        {"senses": senses("audio", classes=[3])},
+        "senses.audio.classes: [3]; expected the sizes of the groups",
+    ),
+    "a group of no classes": (
+        {"senses": senses("image", projector="naming", classes=[3, 0])},
+        "senses.image.classes: [3, 0]; expected the sizes of the groups",
+    ),
+    "a group of half a class": (
+        {"senses": senses("image", projector="naming", classes=[3, 1.5])},
+        "senses.image.classes: [3, 1.5]; expected the sizes of the groups",
+    ),
+    "a summary of patches": (
+        {"senses": senses("image", select="patches", summary=2, names=3)},
+        "senses.image.summary: 2; only a picture with select: all has a summary",
+    ),
+    "a summary of half a vector": (
+        {"senses": senses("image", summary=0.5, names=3)},
+        "senses.image.summary: 0.5; expected a whole number",
+    ),
+    "names without a summary": (
+        {"senses": senses("image", names=3)},
+        "senses.image.names: 3; a summary has names, and names have a summary",
+    ),
+    "a summary without names": (
+        {"senses": senses("image", select="all", summary=2)},
+        "senses.image.names: 0; a summary has names, and names have a summary",
+    ),
+    "a summary of a sound": (
+        {"senses": senses("audio", summary=2, names=3)},
+        "senses.audio.summary: 2; only a picture with select: all has a summary",
+    ),
+    "a summary below nothing": (
+        {"senses": senses("image", summary=-1)},
+        "senses.image.summary: -1; expected a whole number",
     ),
     "no frames for a token": (
         {"senses": senses("audio", frames_per_token=0)},
@@ -111,7 +151,18 @@ def test_options_have_defaults_and_types():
         "time_first": False,
         "frames_per_token": 2,
         "stack": 1,
+        "classes": (),
+        "summary": 0,
+        "names": 0,
     }
+
+
+def test_what_a_picture_is_named_by_is_kept(tmp_path: Path):
+    naming = {"projector": "naming", "classes": [3, 4], "select": "all", "summary": 2, "names": 5}
+    TrisenseConfig(**parts(senses=senses("image", **naming))).save_pretrained(tmp_path)
+    read: Any = AutoConfig.from_pretrained(tmp_path)
+    options = read.options("image")
+    assert (options.projector, options.classes, options.summary, options.names) == ("naming", (3, 4), 2, 5)
 
 
 def test_json_keeps_every_part_and_its_class(tmp_path: Path):

@@ -129,10 +129,14 @@ def test_what_begins_from_nothing_learns_whole():
     parts = counted(design)
     for name, sense in model.senses.items():
         assert isinstance(sense, Sense)
-        assert parts[f"{name} encoder"].parameters == sum(p.numel() for p in sense.encoder.parameters())
+        beside = sum(p.numel() for p in sense.summary.parameters()) if sense.summary else 0
+        assert bool(beside) == (name == "image")
+        assert parts[f"{name} encoder"].parameters == sum(p.numel() for p in sense.encoder.parameters()) + beside
         assert parts[f"{name} projector"].parameters == sum(p.numel() for p in sense.projector.parameters())
     more = (design.vocabulary - processor.tokenizer.size) * design.text["hidden_size"]
     assert parts["language model"].parameters == sum(p.numel() for p in model.language_model.parameters()) + more
+    whole = sum(part.parameters for name, part in parts.items() if name.endswith(("coder", "projector", "model")))
+    assert whole == sum(p.numel() for p in model.parameters()) + more, "nothing of it is forgotten"
     assert {part.kept for part in parts.values()} == {"float32"}
 
 

@@ -69,6 +69,30 @@ def test_a_projector_is_its_formula(kind: Any):
     torch.testing.assert_close(projector(x.flatten(0, 1)), out.flatten(0, 1), rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+def test_naming_is_the_sum_of_what_holds_in_every_group():
+    """By hand: the second group is asked only as far as the first does not say "nothing"."""
+    torch.manual_seed(0)
+    projector: Any = build_projector("naming", 6, 10, (3, 4))
+    x = torch.randn(2, 5, 6)
+    for out, row in zip(projector(x).flatten(0, 1), x.flatten(0, 1), strict=True):
+        said = affine(projector.head, row).exp()
+        first, second = said[:3] / said[:3].sum(), said[3:] / said[3:].sum()
+        expected = sum(first[i] * projector.words.weight[:, i] for i in range(3))
+        expected += (1 - first[0]) * sum(second[i] * projector.words.weight[:, 3 + i] for i in range(4))
+        torch.testing.assert_close(out, expected + affine(projector.rest, row))
+
+
+@torch.no_grad()
+def test_naming_says_nothing_alone_where_there_is_nothing():
+    projector: Any = build_projector("naming", 6, 10, (3, 4))
+    projector.head.bias[0] = 1e4
+    x = torch.randn(7, 6)
+    torch.testing.assert_close(projector(x), projector.words.weight[:, 0] + affine(projector.rest, x))
+
+
 def test_an_unknown_projector_is_refused():
-    with pytest.raises(BadInput, match="projector: 'q-former' is unknown; expected linear, residual, norm-mlp, mlp"):
+    with pytest.raises(
+        BadInput, match="projector: 'q-former' is unknown; expected linear, residual, norm-mlp, mlp, naming"
+    ):
         build_projector("q-former", 4, 4)  # pyright: ignore[reportArgumentType]

@@ -74,6 +74,20 @@ def test_pictures_through_clip(recipe: str):
     assert sense.lengths(features, None).tolist() == [features.shape[1]] * 2
 
 
+@torch.no_grad()
+def test_a_summary_follows_the_places_that_it_is_read_off():
+    """By hand: the mean of all places says which name, and the codes of names, weighed so, become vectors."""
+    sense = eye(select="all", summary=3, names=5)
+    plain, told = eye(select="all").encode(pixels()), sense.encode(pixels())
+    assert told.shape == (2, 17 + 3, 16)
+    close(told[:, :17], plain)
+    summary: Any = sense.summary
+    for picture in range(2):
+        likely = summary.names(plain[picture].mean(0)).softmax(-1)
+        code = sum(likely[name] * summary.codes.weight[:, name] for name in range(5))
+        close(told[picture, 17:], torch.stack([summary.write(part) for part in code.split(summary.CODE)]))
+
+
 def test_the_projected_eye_has_no_words():
     """One vector after CLIP's projection needs CLIP's eyes and the projection, not its text half."""
     assert not [name for name in eye(select="projected", width=10).state_dict() if "text" in name]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from children import TWO, finished
 from trisense.cli import main
 from trisense.data.world.feed import Feed
 from trisense.errors import BadInput
+from trisense.model.build import build_model, build_processor, train_tokenizer
 from trisense.prompt import featured
 from trisense.recipe import Recipe, read
 from trisense.stage import WorldStage
 from trisense.train import spark
 from trisense.train.conversing import answer_accuracy, answer_samples
-from trisense.train.spark import frozen_features, held_back, train_spark, world_texts
+from trisense.train.spark import Run, frozen_features, held_back, sense_of, train_spark, world_texts
+from trisense.train.warmup import CELL, Hear, See
 
 SMALL = (
     "design.vocabulary=400",
@@ -52,7 +55,7 @@ SMALL = (
 # Enough for the language model to be right now and then.
 LONGER = (
     *("stages.read.steps=150", "stages.read.batch_size=16", "stages.read.lr=3e-3"),
-    *("stages.align.steps=50", "stages.answer.steps=20", "stages.answer.batch_size=16", "stages.answer.lr=1e-3"),
+    *("stages.answer.steps=20", "stages.answer.batch_size=16", "stages.answer.lr=1e-3"),
 )
 
 
@@ -140,14 +143,21 @@ def test_the_same_command_goes_on_and_then_does_nothing_again(
 def test_real_data_is_learned_beside_the_world(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every stage learns from a pack too; begun with another model, whose tokenizer knows other words."""
+    """Every stage learns from a pack too; begun with another model, whose tokenizer knows other words, and whose eyes
+    are of another shape."""
     monkeypatch.setattr(spark, "TEXTS", 200)
     pack = tiny_pack.write(tmp_path / "pack")
-    recipe = small("design.vocabulary=420", "real.samples=60", "real.sentences=4")
+    wider = ("design.vision.hidden_sizes=[8, 16, 24]", "design.senses.image.width=24")
+    recipe = small("design.vocabulary=420", "real.samples=60", "real.sentences=4", *wider)
     assert all(getattr(stage, "real", 0) for name, stage in recipe.stages.items() if name != "read_one")
     out = tmp_path / "run"
     train_spark(recipe, out, "cpu", bank=made / "bank", data=pack, after=made / "model")
-    for name, measure in (("see", "named_grocery"), ("hear", "wer_fsdd"), ("read", "real_all"), ("answer", "real_all")):
+    parts = "senses.image.encoder, senses.image.projector, senses.image.summary"
+    assert f"{parts}: of another shape in {made / 'model'}, so from nothing\n" in capsys.readouterr().err
+    for name, measure in (
+        *(("see", "named_grocery"), ("see", "told_grocery"), ("see", "nothing"), ("hear", "wer_fsdd")),
+        *(("read", "real_all"), ("read_steps", "real_all"), ("answer", "real_all")),
+    ):
         rows = [json.loads(line) for line in (out / name / "log.jsonl").read_text().splitlines()]
         assert any(measure in row for row in rows), (name, rows[-1])
     card = (out / "answer" / "run.md").read_text()
@@ -243,6 +253,54 @@ def test_accuracy_is_what_greedy_decoding_gets_right(made: Path) -> None:
     assert np.array_equal(features.offsets, np.load(made / "features.npz")["offsets"])
     for index in (0, 31, 59):
         assert len(features.audio(index)) == processor.audio.num_tokens(len(bank.mel(index)))
+
+
+def test_the_recipe_s_senses_name_what_the_stages_teach() -> None:
+    """As many classes as there are kinds, colours, .. and tokens; as many tokens of a picture as cells and summary."""
+    design = read("spark").design
+    image, audio = design.senses["image"], design.senses["audio"]
+    assert list(read("spark").stages) == ["read_one", "read", "read_steps", "see", "hear", "answer"]
+    tokens = design.vocabulary + 1
+    assert image["classes"] == [*(len(classes) + 1 for classes in CELL.values()), tokens]
+    assert audio["classes"] == [tokens]
+    assert design.pictures and design.pictures.tokens == 36 + image["summary"]
+    tokenizer = train_tokenizer(["a red cup"], design)
+    model = build_model(design, build_processor(design, tokenizer))
+    assert See(sense_of(model, "image")).naming.classes == image["classes"]
+    assert Hear(sense_of(model, "audio"), tokenizer.size).head.out_features == tokens
+    assert sense_of(model, "image").encode(torch.zeros(1, 3, 96, 96)).shape == (1, design.pictures.tokens, 256)
+
+
+@pytest.mark.parametrize("along", [False, True])
+def test_before_it_answers_projectors_are_given_the_words_as_they_are_then(
+    along: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the words stay, and the projectors too, unless the stage gives them a rate of their own."""
+    recipe = small("stages.answer.lrs={projector: 1.0e-4}" if along else "stages.answer.lrs={}")
+    processor = build_processor(recipe.design, train_tokenizer(world_texts(0, 50), recipe.design))
+    model, seen = build_model(recipe.design, processor), []
+    unused: Any = None
+    run = Run(recipe, processor, unused, None, model, unused, tmp_path, unused, 0, None, {})
+    vars(run)["features"] = None  # of a bank that this test has none of
+    monkeypatch.setattr(spark, "_converse", lambda run, learner, *rest: seen.append(learner))
+    words = model.get_input_embeddings().weight
+    with torch.no_grad():
+        words.add_(1)  # as `read` has left them
+    stage = recipe.stages["answer"]
+    assert isinstance(stage, WorldStage)
+    spark._answer(run, stage, tmp_path)
+    assert seen == [model]
+    ear: Any = sense_of(model, "audio").projector
+    cup, then = processor.tokenizer.plain("cup")[0], words.detach().clone()
+    assert torch.equal(ear.words.weight[:, cup], then[cup]) and not ear.rest.weight.any()
+    learns = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    projectors = {name for name, _ in model.named_parameters() if ".projector." in name and name.startswith("senses.")}
+    assert {name for name in learns if name.startswith("senses.")} == (projectors if along else set())
+    assert any(name.startswith("language_model.") for name in learns) and not words.requires_grad
+    with torch.no_grad():
+        words.add_(1)
+    spark._answer(run, stage, tmp_path)
+    assert torch.equal(ear.words.weight[:, cup], then[cup]), "once: what they learn after that is theirs"
 
 
 def test_a_quarter_of_a_small_bank_is_held_back() -> None:

@@ -25,7 +25,7 @@ from trisense.measure.scores import REFUSALS, Share, is_any_of
 
 MODEST = (
     *REFUSALS,
-    *("I can't tell.", "I cannot tell.", "I don't know.", "I do not know.", "I am not sure.", "nothing", "unknown"),
+    *("I cannot tell.", "I don't know.", "I do not know.", "I am not sure.", "nothing", "unknown"),
 )
 
 

@@ -11,12 +11,13 @@ from typing import Protocol
 
 import numpy as np
 
+from trisense.data.real.tasks import CANNOT_TELL
 from trisense.data.world.questions import NOT_GIVEN
 from trisense.data.world.single import NOT_SAID, NOT_SHOWN, NOT_WRITTEN
 
 # Draws of the bootstrap.
 DRAWS = 1000
-REFUSALS = (NOT_SHOWN, NOT_SAID, NOT_WRITTEN, *NOT_GIVEN.values())
+REFUSALS = (NOT_SHOWN, NOT_SAID, NOT_WRITTEN, *NOT_GIVEN.values(), CANNOT_TELL)
 
 
 class Value(Protocol):

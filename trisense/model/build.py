@@ -87,20 +87,29 @@ def begin_with(
     tokenizer: TextTokenizer,
     other: TrisenseForConditionalGeneration,
     other_tokenizer: TextTokenizer,
-) -> None:
-    """Gives `model` the weights of another one of the same design, whose tokenizer may have learned other words.
+) -> list[str]:
+    """Gives `model` the weights of another one, whose tokenizer may have learned other words; returns the parts of its
+    senses that the other has not or has in another shape, which begin from nothing.
 
     A token that both have keeps its embedding; a new one begins as the mean of those that the other model would have
-    written it with. Raises BadInput where a weight is missing or has another shape.
+    written it with. Raises BadInput where a weight of the language model is missing or has another shape.
     """
     own, theirs = model.state_dict(), other.state_dict()
     embeddings = {f"language_model.{name}" for name, _ in model.language_model.named_parameters() if "embed" in name}
     embeddings |= {name for name in own if name.endswith("lm_head.weight")}
+    anew: list[str] = []
     for name, weight in own.items():
         found = theirs.get(name)
         if found is None or (found.shape != weight.shape and name not in embeddings):
+            if name.startswith("senses."):
+                anew.append(".".join(name.split(".")[:3]))  # senses.image.encoder
+                continue
             shape = "nothing" if found is None else f"{list(found.shape)}"
             raise BadInput(f"the model to begin with has {shape} for {name}, this design {list(weight.shape)}")
+    for name, weight in own.items():
+        if name.startswith(tuple(f"{part}." for part in anew)):
+            continue
+        found = theirs[name]
         if name not in embeddings:
             weight.copy_(found)
             continue
@@ -110,6 +119,7 @@ def begin_with(
             pieces = [known] if known is not None else other_tokenizer.plain(tokenizer.decode([number]))
             if pieces:
                 weight[number] = found[pieces].float().mean(0).to(weight)
+    return list(dict.fromkeys(anew))
 
 
 def _look_alike(language_model: nn.Module) -> None:

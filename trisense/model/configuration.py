@@ -11,7 +11,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from trisense.errors import BadInput
 
 Select = Literal["patches", "all", "pooled", "projected"]
-Kind = Literal["linear", "residual", "norm-mlp", "mlp"]
+Kind = Literal["linear", "residual", "norm-mlp", "mlp", "naming"]
 
 # The config of a sense's encoder stands where transformers' own multimodal models keep it.
 ENCODER_CONFIG = {"image": "vision_config", "audio": "audio_config"}
@@ -25,8 +25,11 @@ class SenseOptions:
     select: `all` tokens; of a picture also `patches` (the first token, CLS, dropped), `pooled` (one vector, before any
         projection) or `projected` (one vector, after CLIP's own projection).
     width: the features' width.
-    projector: `linear`, `residual` (linear, then the LLaVA-1.5 residual block of `jnana`), `norm-mlp` (`eden`, `ft35`)
-        or `mlp` (LLaVA-1.5).
+    projector: `linear`, `residual` (linear, then the LLaVA-1.5 residual block of `jnana`), `norm-mlp` (`eden`, `ft35`),
+        `mlp` (LLaVA-1.5) or `naming` (`spark`: the words of what is recognised).
+    classes: for `naming`: how many classes each group of them has, of which one holds.
+    summary: picture only: so many vectors about all of it follow those of its places, for
+    names: so many names that it may have.
     time_first: the audio encoder takes [B, frames, mel bins] with a mask (Parakeet) instead of Whisper's
         [B, mel bins, frames].
     frames_per_token: audio only: log-mel frames that become one feature vector.
@@ -40,6 +43,9 @@ class SenseOptions:
     time_first: bool = False
     frames_per_token: int = 2
     stack: int = 1
+    classes: tuple[int, ...] = ()
+    summary: int = 0
+    names: int = 0
 
     @classmethod
     def parse(cls, sense: str, values: Any) -> SenseOptions:
@@ -51,7 +57,7 @@ class SenseOptions:
             raise BadInput(f"senses.{sense}: unknown key {min(unknown)!r}; expected {', '.join(sorted(known))}")
         if "width" not in values:
             raise BadInput(f"senses.{sense}: the key 'width' (the features' width) is missing")
-        options = cls(**values)
+        options = cls(**{**values, "classes": tuple(values.get("classes") or ())})
         for key, choices in (
             ("select", get_args(Select)),
             ("projector", get_args(Kind)),
@@ -59,10 +65,28 @@ class SenseOptions:
         ):
             if (value := getattr(options, key)) not in choices:
                 raise BadInput(f"senses.{sense}.{key}: {value!r} is unknown; expected {', '.join(map(str, choices))}")
-        for key, least in (("width", 1), ("frames_per_token", 1), ("stack", 1), ("layer", None)):
+        for key, least in (
+            ("width", 1),
+            ("frames_per_token", 1),
+            ("stack", 1),
+            ("summary", 0),
+            ("names", 0),
+            ("layer", None),
+        ):
             value = getattr(options, key)
             if type(value) is not int or (least is not None and value < least):
                 raise BadInput(f"senses.{sense}.{key}: {value!r}; expected a whole number{' above 0' if least else ''}")
+        if (options.projector == "naming") != bool(options.classes) or not all(
+            type(one) is int and one > 0 for one in options.classes
+        ):
+            raise BadInput(
+                f"senses.{sense}.classes: {list(options.classes)}; expected the sizes of the groups of classes for the "
+                f"projector 'naming', and none for others"
+            )
+        if bool(options.summary) != bool(options.names):
+            raise BadInput(f"senses.{sense}.names: {options.names}; a summary has names, and names have a summary")
+        if options.summary and (sense != "image" or options.select != "all"):
+            raise BadInput(f"senses.{sense}.summary: {options.summary}; only a picture with select: all has a summary")
         if options.layer != -1 and options.select in ("pooled", "projected"):
             raise BadInput(
                 f"senses.{sense}.layer: {options.layer}, but {options.select!r} is of no layer; leave it out"

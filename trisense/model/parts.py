@@ -62,7 +62,8 @@ def count_parts(design: Design, optimizer: Optimizer = "adamw") -> list[Part]:
     whole = "pretrained" not in design.text
     for name, sense in model.senses.items():
         assert isinstance(sense, Sense)
-        parts.append(_plain(f"{name} encoder", sense.encoder, learns=whole))
+        encoder = nn.ModuleList([sense.encoder, *([sense.summary] if sense.summary else [])])
+        parts.append(_plain(f"{name} encoder", encoder, learns=whole))
         parts.append(_plain(f"{name} projector", sense.projector, learns=True))
     language_model = model.language_model
     frozen = _plain("language model", language_model, learns=whole)

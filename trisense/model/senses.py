@@ -17,6 +17,28 @@ from trisense.model.projector import build_projector
 # M mel bins, F log-mel frames, H x W pixels.
 
 
+class Summary(nn.Module):
+    """What all places of a picture say together: which of many names it has, and a code of that name in K vectors.
+
+    A name is one of a list, so its parts are never mixed with those of another, and a picture that nothing is sure
+    about gets a blur. `codes` holds CODE numbers for each of the K vectors of a name.
+    """
+
+    CODE = 64
+
+    def __init__(self, width: int, names: int, count: int):
+        super().__init__()
+        self.count = count
+        self.names = nn.Linear(width, names)
+        self.codes = nn.Linear(names, count * self.CODE, bias=False)
+        self.write = nn.Linear(self.CODE, width)
+
+    def forward(self, whole: torch.Tensor) -> torch.Tensor:
+        """The mean of all places [N, 1, E] -> [N, K, E]."""
+        found = self.names(whole).softmax(-1)  # [N, 1, names]
+        return self.write(self.codes(found).unflatten(-1, (self.count, self.CODE)).flatten(1, 2))
+
+
 class Sense(nn.Module):
     """Encoder, feature choice and projector of one sense (`image` or `audio`)."""
 
@@ -25,7 +47,8 @@ class Sense(nn.Module):
         self.name = name
         self.options = options
         self.encoder = build_encoder(name, options, encoder_config)
-        self.projector = build_projector(options.projector, options.width, hidden_size)
+        self.projector = build_projector(options.projector, options.width, hidden_size, options.classes)
+        self.summary = Summary(options.width, options.names, options.summary) if options.summary else None
 
     def encode(self, values: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Chosen features [N, S, E] of `pixel_values` [N, 3, H, W] or `input_features` [N, M, F].
@@ -48,9 +71,11 @@ class Sense(nn.Module):
             raise BadInput(f"senses.{self.name}.layer: {options.layer} is not one of the {count} hidden states")
         features = out.hidden_states[options.layer] if deep else out.last_hidden_state
         if features.dim() == 4:  # a convolutional map [N, E, h, w], read row by row
-            return features.flatten(2).transpose(1, 2)
+            features = features.flatten(2).transpose(1, 2)
         if options.stack > 1:
             return self._stacked(features, mask)
+        if self.summary is not None:
+            return torch.cat([features, self.summary(features.mean(1, keepdim=True))], 1)
         return features[:, 1:] if options.select == "patches" else features  # [N, S, E]
 
     def _stacked(self, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 
 from trisense.data.features import frozen_features
-from trisense.data.real.bank import RealBank, named_pictures
+from trisense.data.real.bank import RealBank, named_pictures, recorded
 from trisense.data.real.feed import RealFeed
 from trisense.data.real.media import medium
 from trisense.data.real.mixture import Mixture
 from trisense.data.real.pack import Pack, Ref, Split
-from trisense.data.real.sample import Medium, Sample, is_picture
+from trisense.data.real.sample import Given, Medium, Sample, Spoken, is_picture
+from trisense.data.real.tasks import SINGLE, in_words, lettered
 from trisense.data.team import ALONE, Team
 from trisense.data.world.bank import Bank
+from trisense.data.world.facts import Scene
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.senses import Sense
 from trisense.prompt import Processor
@@ -29,6 +32,14 @@ from trisense.train.words import Words
 VIEWS = 4
 # Questions of dev that stages are evaluated with.
 TESTED = 1000
+# How often `see` is shown the named pictures of each file: emoji most, of which there are most names.
+OFTEN = {
+    "pictures/noto72": 0.45,
+    "pictures/grocery": 0.25,
+    "pictures/tuxpaint": 0.12,
+    "pictures/art4apps": 0.12,
+    "pictures/easy_vqa_images": 0.06,
+}
 Shown = Mapping[Medium, list[np.ndarray]]
 
 # Letters: S feature vectors of one medium, E width of an encoder, K tokens of one vector.
@@ -38,8 +49,8 @@ Shown = Mapping[Medium, list[np.ndarray]]
 class Real:
     """Real media to learn from, and those that are held out.
 
-    names: the classes of pictures that are learned. called: what named pictures are called, of both splits.
-    samples: questions that are learned; held: others, of dev.
+    names: those of pictures and drawn numbers that are learned, numbered from 1. called: what named pictures are
+    called, of both splits. samples: questions that are learned; tested: others, of dev.
     """
 
     pack: Pack
@@ -58,7 +69,8 @@ class Real:
         size, sounds, options = processor.image.height, processor.audio, recipe.real
         learned = RealBank(out / "real", pack, "train", size, sounds, options.sentences, seed)
         held = RealBank(out / "real-dev", pack, "dev", size, sounds, 0, seed)
-        names = {name: number for number, name in enumerate(sorted({*learned.names}))}
+        numbers = map(in_words, SINGLE["drawn numbers"].subjects(pack, "train"))
+        names = {name: number for number, name in enumerate(sorted({*learned.names, *numbers}), 1)}
         called = {ref: name for split in ("train", "dev") for ref, name in named_pictures(pack, cast(Split, split))}
 
         def drawn(split: Split, count: int) -> list[Sample]:
@@ -68,22 +80,48 @@ class Real:
         samples = drawn("train", options.samples), drawn("dev", TESTED)
         return cls(pack, out, learned, held, names, called, *samples)
 
+    def draw_pictures(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Numbers of `count` pictures that have a name; each file as often as `OFTEN` says."""
+        files = list(self._pictures_of)
+        often = np.array([OFTEN[file] for file in files])
+        chosen = rng.choice(len(files), count, p=often / often.sum())
+        return np.array([rng.choice(self._pictures_of[files[one]]) for one in chosen], np.int64)
+
+    @cached_property
+    def _pictures_of(self) -> dict[str, np.ndarray]:
+        """By file, the numbers of its pictures."""
+        files = np.array(self.learned.files[0])
+        return {file: np.flatnonzero(files == file) for file in OFTEN if (files == file).any()}
+
+    def lettering(self, rng: np.random.Generator) -> tuple[Scene, str]:
+        """A drawn number, and what it reads."""
+        chance, task = random.Random(int(rng.integers(0, 1 << 62))), SINGLE["drawn numbers"]
+        asked = task.ask(chance, chance.choice(task.subjects(self.pack, "train")))
+        return cast(Scene, asked.given[0]), asked.answer
+
     def draw_sound(self, bank: Bank, pool: int, real: float, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         """A log-mel [frames, M] and its words: in the share `real` a recording or a sentence, both as often, else one
-        of the first `pool` utterances of the world's bank."""
+        of the first `pool` utterances of the world's bank. Of recordings, long ones are drawn more often, by the root
+        of their length: there are few of them, and most to learn in each."""
         own, spoken = self.learned, len(self.learned.words) - self.learned.recorded
         if rng.random() >= real:
             return bank.sound(int(rng.integers(0, pool)))
         if spoken and rng.random() < 0.5:
             return own.sound(own.recorded + int(rng.integers(0, spoken)))
-        return own.sound(int(rng.integers(0, own.recorded)))
+        return own.sound(int(np.searchsorted(self._drawn_by_length, rng.random())))
+
+    @cached_property
+    def _drawn_by_length(self) -> np.ndarray:
+        """float64 [recordings], rising to 1: the probability of one up to each."""
+        weights = np.sqrt(np.diff(self.learned.offsets)[: self.learned.recorded])
+        rising = weights.cumsum() / weights.sum()
+        rising[-1] = 1.0
+        return rising
 
     def features(self, model: TrisenseForConditionalGeneration, processor: Processor, team: Team = ALONE) -> Shown:
         """By picture and sound of all samples, what the frozen encoders make of its views, each [S, E]; once, by all
         processes of `team`."""
-        media = list(
-            dict.fromkeys(one for s in (*self.samples, *self.tested) for one in s.given if not isinstance(one, str))
-        )
+        media = self._media()
         kept: dict[Medium, list[np.ndarray]] = {}
         for name, reads in (("image", processor.image), ("audio", processor.audio)):
             assert reads
@@ -97,32 +135,41 @@ class Real:
             kept |= {one: [found[view] for view in several] for one, several in views.items()}
         return kept
 
-    def written(self, features: Shown, words: Words) -> Shown:
-        """The same media in words: ids [S, K] in place of features. Pictures without a name are left out."""
-        found: dict[Medium, list[np.ndarray]] = {}
-        for one, views in features.items():
-            if not is_picture(one):
-                found[one] = [words.of_sounds(torch.from_numpy(view.astype(np.float32))).numpy() for view in views]
-            elif (name := self.called.get(cast(Ref, one))) in words.names:
-                found[one] = [words.of_name(name).numpy()]
+    def written(self, words: Words, seed: int) -> Shown:
+        """By picture and sound of all samples, its views in words: ids [S, K] in place of features. What a sound says
+        is heard at other moments in each; what nobody wrote down is left out."""
+        rng, found = np.random.default_rng((seed, 4)), dict[Medium, list[np.ndarray]]()
+        heard = {ref: said for split in ("train", "dev") for ref, said in recorded(self.pack, cast(Split, split))}
+        for one in self._media():
+            if isinstance(one, Scene):
+                found[one] = [words.of_scene(one, lettered(one))]
+            elif is_picture(one):
+                found[one] = [words.of_scene(Scene((), 0), self.called.get(cast(Ref, one)))]
+            elif said := one.words if isinstance(one, Spoken) else heard.get(cast(Ref, one)):
+                found[one] = [words.of_speech(said, rng) for _ in range(VIEWS)]
         return found
 
-    def named_views(self, features: Shown) -> list[tuple[str, np.ndarray]]:
-        """All views of the pictures whose name is learned, with it."""
+    def _media(self) -> list[Medium]:
+        """The pictures and sounds of all samples."""
+        given = (one for sample in (*self.samples, *self.tested) for one in sample.given)
+        return list(dict.fromkeys(one for one in given if not isinstance(one, str)))
+
+    def feed(self, shown: Shown, seed: int, written: bool = False) -> RealFeed:
+        """What is learned from: the samples all of whose media are in `shown`; in words, those that words tell."""
+        return RealFeed(self._told(self.samples, shown, written), shown, seed)
+
+    def tested_feed(self, shown: Shown, written: bool = False) -> RealFeed:
+        return RealFeed(self._told(self.tested, shown, written), shown, 0)
+
+    def _told(self, samples: list[Sample], shown: Shown, written: bool) -> list[Sample]:
+        """Nothing is told of a picture that has no name, but that one cannot say what it is."""
+
+        def nameless(one: Given) -> bool:
+            return isinstance(one, Ref) and is_picture(one) and one not in self.called
+
         return [
-            (name, view)
-            for one, views in features.items()
-            if is_picture(one) and (name := self.called.get(cast(Ref, one))) in self.names
-            for view in views
+            sample
+            for sample in samples
+            if all(isinstance(one, str) or one in shown for one in sample.given)
+            and not (written and sample.score != "refuses" and any(map(nameless, sample.given)))
         ]
-
-    def feed(self, shown: Shown, seed: int) -> RealFeed:
-        """What is learned from: the samples all of whose media are in `shown`."""
-        return RealFeed(_shown_in(self.samples, shown), shown, seed)
-
-    def tested_feed(self, shown: Shown) -> RealFeed:
-        return RealFeed(_shown_in(self.tested, shown), shown, 0)
-
-
-def _shown_in(samples: list[Sample], shown: Shown) -> list[Sample]:
-    return [sample for sample in samples if all(isinstance(one, str) or one in shown for one in sample.given)]

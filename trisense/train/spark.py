@@ -1,14 +1,15 @@
 """`trisense train spark`: from nothing to a model that answers, in one command.
 
 Tokenizer -> bank of pictures and sounds -> `see` and `hear` warm the encoders up -> their features, computed once ->
-`read` trains the language model on questions about media that are written in words -> `align` teaches the projectors to
-write these words -> `answer` goes on with what they write. Every part is kept in the run's folder and not made again,
+`read` trains the language model on questions about media that are written in words -> the projectors write these words
+-> `answer` goes on with what they write. Every part is kept in the run's folder and not made again,
 so the same command continues a run that was stopped.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +39,6 @@ from trisense.prompt import Processor
 from trisense.recipe import Recipe
 from trisense.stage import Stage, WarmupStage, WorldStage
 from trisense.tokens import TextTokenizer
-from trisense.train.align import Align, align_accuracy, align_batch
 from trisense.train.budget import within
 from trisense.train.checkpoints import same_run
 from trisense.train.conversing import answer_accuracy, answer_samples
@@ -49,12 +49,12 @@ from trisense.train.real import Real, Shown
 from trisense.train.report import Answer
 from trisense.train.warmup import (
     Hear,
+    Named,
     See,
     beside,
+    grid,
     heard_errors,
     mels,
-    named_accuracy,
-    named_batch,
     picture_accuracy,
     picture_batch,
     pixels,
@@ -67,6 +67,10 @@ from trisense.train.words import Read, Words
 # conversations from here on for `read` and `answer`.
 HELD_BACK = 512
 EVALUATION = 1 << 40
+# Of the real pictures that `see` learns from, the share that are drawn numbers and words, and of the others the share
+# that are made pictures of nothing.
+LETTERED = 0.1
+NAMELESS = 0.06
 # The tokenizer learns from the words of so many contexts.
 TEXTS = 20_000
 
@@ -115,11 +119,11 @@ def train_spark(
     """Trains the recipe in `out` and returns the folder of the finished model, `out/model`.
 
     device: `auto` or `cpu`. bank: where the drawn and spoken media are kept; default `out/bank`. data: a pack of real
-    data (`trisense.data.real.pack`); without one all is of the small world. after: a model of the same design to begin
-    with in place of nothing. seconds: a budget that the stages share, as `recipe.budget` says, in place of their own
-    steps. parallel, tracker: as `train` takes them. Of several processes the main one makes the tokenizer, the bank and
-    the features, and the others read them, so `out` has to be one folder for all. Raises BadInput when the bank is too
-    small to learn from, or when the folder holds a run of other options.
+    data (`trisense.data.real.pack`); without one all is of the small world. after: a model to begin with in place of
+    nothing, but for the parts of senses that are other ones there. seconds: a budget that the stages share, as
+    `recipe.budget` says, in place of their own steps. parallel, tracker: as `train` takes them. Of several processes
+    the main one makes the tokenizer, the bank and the features, and the others read them, so `out` has to be one folder
+    for all. Raises BadInput when the bank is too small to learn from, or when the folder holds a run of other options.
     """
     processes = join_processes(device)
     tokenizer_file = out / "tokenizer.json"
@@ -149,11 +153,14 @@ def train_spark(
     torch.manual_seed(seed)
     model = build_model(recipe.design, processor)
     if after:
-        begin_with(model, processor.tokenizer, load_model(after, torch.float32), Processor.from_folder(after).tokenizer)
+        other = load_model(after, torch.float32), Processor.from_folder(after).tokenizer
+        anew = begin_with(model, processor.tokenizer, *other)
+        if anew and processes.main:
+            print(f"{', '.join(anew)}: of another shape in {after}, so from nothing", file=sys.stderr)
     hear = Hear(sense_of(model, "audio"), processor.tokenizer.size)
     options = {"device": device, "parallel": parallel, "seed": seed, "tracker": tracker}
     run = Run(recipe, processor, media, real, model, hear, out, processes, seed, seconds, options)
-    steps = {"see": _see, "hear": _hear, "read": _read, "align": _align, "answer": _answer}
+    steps = {"see": _see, "hear": _hear, "read": _read, "answer": _answer}
     for name, stage in recipe.stages.items():
         steps[stage.learns](run, stage, out / name)
     folder = out / "model"
@@ -166,8 +173,8 @@ def train_spark(
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage works on. real: None where all is of the small world. `hear` holds the head that names what is
-    heard, for `align`. seconds: a budget for all of it. options: of `train`."""
+    """What every stage works on. real: None where all is of the small world. `hear` names what is heard. seconds: a
+    budget for all of it. options: of `train`."""
 
     recipe: Recipe
     processor: Processor
@@ -220,13 +227,19 @@ class Run:
     @cached_property
     def words(self) -> Words:
         assert self.processor.image
-        names = self.real.names if self.real else ()
-        return Words(self.hear, self.processor.tokenizer, round(self.processor.image.tokens**0.5), names)
+        summary = sense_of(self.model, "image").options.summary
+        return Words(self.processor.tokenizer, grid(self.processor.image, summary), summary)
+
+    @cached_property
+    def named(self) -> None:
+        """Asked for once, when the words will not change any more."""
+        self.words.write(self.model)
 
     @cached_property
     def written(self) -> Features:
         """The bank in words, which every stage that learns to `read` shares."""
-        return self.words.of_bank(self.bank, self.features)
+        assert self.processor.audio
+        return self.words.of_bank(self.bank, self.processor.audio.frames_per_token)
 
     @cached_property
     def real_features(self) -> Shown:
@@ -238,7 +251,7 @@ class Run:
     @cached_property
     def real_written(self) -> Shown:
         assert self.real
-        return self.real.written(self.real_features, self.words)
+        return self.real.written(self.words, self.seed)
 
 
 def sense_of(model: TrisenseForConditionalGeneration, name: str) -> Sense:
@@ -260,21 +273,31 @@ def _see(run: Run, stage: WarmupStage, out: Path) -> None:
     assert image
     pool, held = held_back(len(bank.scenes), "pictures")
 
+    sense = sense_of(run.model, "image")
+    summary = sense.options.summary
+    called = Named(real.names if real else {}, run.processor.tokenizer, summary)
+
     def batch_at(number: int) -> Batch:
         rng = np.random.default_rng((run.seed, 1, number))
         others = round(stage.batch_size * stage.real) if real else 0
-        drawn = picture_batch(bank, rng.integers(0, pool, stage.batch_size - others), image)
+        drawn = picture_batch(bank, rng.integers(0, pool, stage.batch_size - others), image, summary)
         if not (real and others):
             return drawn
-        chosen = rng.integers(0, len(real.learned.names), others)
-        return beside(drawn, named_batch(real.learned, chosen, real.names, image, rng))
+        letters = round(others * LETTERED)
+        named = called.batch(real.learned, real.draw_pictures(others - letters, rng), image, rng, NAMELESS)
+        texts = [real.lettering(rng) for _ in range(letters)]
+        return beside(drawn, called.lettered(texts, image), named) if texts else beside(drawn, named)
 
     def evaluate(model: See) -> dict[str, float]:
-        found = picture_accuracy(model, bank, held, image)
-        return found | (named_accuracy(model, real.held, real.names, image) if real else {})
+        found = picture_accuracy(model, bank, held, image, summary)
+        return found | (called.accuracy(model, real.held, image) if real else {})
 
-    learner = See(sense_of(run.model, "image"), list(real.names) if real else ())
-    run.train(learner, batch_at, stage, out, evaluate=evaluate)
+    if len(called.numbers) >= sense.options.names:
+        raise BadInput(
+            f"design.senses.image.names={sense.options.names}: the data has {len(called.numbers)} names, and one more "
+            "is for none; give more"
+        )
+    run.train(See(sense).requires_grad_(), batch_at, stage, out, evaluate=evaluate)
 
 
 def _hear(run: Run, stage: WarmupStage, out: Path) -> None:
@@ -295,36 +318,19 @@ def _hear(run: Run, stage: WarmupStage, out: Path) -> None:
         found = sound_accuracy(model, bank, held, words)
         return found | (heard_errors(model, real.held, words) if real else {})
 
-    run.train(run.hear, batch_at, stage, out, evaluate=evaluate)
-
-
-def _align(run: Run, stage: WarmupStage, out: Path) -> None:
-    words = run.words
-    _, held = held_back(len(run.bank.scenes), "pictures")
-    named = run.real.named_views(run.real_features) if run.real and stage.real else []
-
-    def batch_at(number: int) -> Batch:
-        rng = np.random.default_rng((run.seed, 3, number))
-        return align_batch(run.bank, run.features, words, rng, stage.batch_size, named, stage.real)
-
-    run.train(
-        Align(run.model).requires_grad_(),
-        batch_at,
-        stage,
-        out,
-        evaluate=lambda m: align_accuracy(m, run.bank, run.features, words, held),
-    )
+    run.train(run.hear.requires_grad_(), batch_at, stage, out, evaluate=evaluate)
 
 
 def _read(run: Run, stage: WorldStage, out: Path) -> None:
     run.model.senses.requires_grad_(False)
     real = run.real_written if run.real and stage.real else None
-    _converse(run, Read(run.model), stage, out, run.written, real)
+    _converse(run, Read(run.model), stage, out, run.written, real, written=True)
 
 
 def _answer(run: Run, stage: WorldStage, out: Path) -> None:
-    # The projectors write words as these were when they were aligned. Projectors that learned along at the full rate
-    # had lost them in the end, so both stay as they are, unless the stage gives projectors a rate of their own.
+    # The projectors write words as these are now, so both stay as they are, unless the stage gives projectors a rate of
+    # their own.
+    _ = run.named
     run.model.senses.requires_grad_(False)
     for name in run.model.senses:
         sense_of(run.model, name).projector.requires_grad_("projector" in stage.lrs)
@@ -341,6 +347,7 @@ def _converse(
     features: Features,
     real: Shown | None,
     sample: Callable[[Learner, Processor, Conversations, list[int]], list[Answer]] | None = None,
+    written: bool = False,
 ) -> None:
     """Trains on conversations about the world and, where there are features of real media, about them."""
     processor = run.processor
@@ -350,8 +357,8 @@ def _converse(
     feed: Conversations = world
     if real is not None:
         assert run.real
-        feed = Mixed(world, run.real.feed(real, run.seed), stage.real, run.seed)
-        if (tested := run.real.tested_feed(real)).samples:
+        feed = Mixed(world, run.real.feed(real, run.seed, written), stage.real, run.seed)
+        if (tested := run.real.tested_feed(real, written)).samples:
             held.append((tested, list(range(512))))
 
     def evaluate(model: Learner) -> dict[str, float]:

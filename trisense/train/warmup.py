@@ -1,4 +1,4 @@
-"""Warming an encoder up alone, with a linear head that is thrown away: pictures by cells or names, sounds by CTC.
+"""Warming an encoder up alone, with the head of its own projector: pictures by cells and names, sounds by CTC.
 
 An encoder from nothing learns slowly through a language model that is also from nothing. The world knows its facts, so
 each encoder first learns to say them itself; its features are then worth reading.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,24 +18,31 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from trisense.data.batches import Batch
-from trisense.data.real.augment import redrawn
+from trisense.data.real.augment import nameless, redrawn
 from trisense.data.real.bank import RealBank
 from trisense.data.real.sample import edit_distance
 from trisense.data.world.bank import Bank
-from trisense.data.world.facts import COLOURS, KINDS, SIGNS, SIZES, Scene
-from trisense.model.senses import Sense
+from trisense.data.world.draw import draw
+from trisense.data.world.facts import COLOURS, KINDS, SIGNS, SIZES, Scene, place_name
+from trisense.errors import BadInput
+from trisense.model.projector import Naming
+from trisense.model.senses import Sense, Summary
 from trisense.preprocess import ImageProcessor
 from trisense.tokens import TextTokenizer
 
 # Letters: N media, S feature vectors of one medium, E width of the encoder, M mel bins, F frames, V vocabulary,
-# K targets.
+# K targets of a vector.
 
-# What a cell of a picture holds, in the order of its targets: each has one class more, 0, for "does not apply".
+# What a vector of a picture says, in the order of its targets: each has one class more, 0, for "does not apply". After
+# them stands the token, one class more than there are tokens. A vector of the summary is of the kind `name` and has a
+# token of the name; a cell has none.
+NAME = "name"
 CELL = {
-    "kind": (*KINDS, "number", "word"),
+    "kind": (*KINDS, "number", "word", NAME),
     "colour": tuple(COLOURS),
     "size": SIZES,
     "text": (*"0123456789", *SIGNS),
+    "place": tuple(place_name(row, column) for row in range(3) for column in range(3)),
 }
 
 
@@ -42,69 +51,108 @@ Sound = tuple[np.ndarray, str]
 
 
 class See(nn.Module):
-    """Says of each cell of a drawn picture which thing has its centre there, and where exactly; of a real one which of
-    `names` it has as a whole."""
+    """Says of each cell of a picture which thing has its centre there, and where exactly, and of the whole picture the
+    tokens of its name, all by the head of the sense's own projector (`Naming`); and, by the sense's own `Summary`,
+    which name that is. Raises BadInput for a projector that names other things, and for a sense without a summary."""
 
-    def __init__(self, sense: Sense, names: Sequence[str] = ()):
+    def __init__(self, sense: Sense):
         super().__init__()
         self.sense = sense
-        self.sizes = [len(classes) + 1 for classes in CELL.values()]
-        self.head = nn.Linear(sense.options.width, sum(self.sizes) + 2)
-        self.names = nn.Linear(sense.options.width, len(names)) if names else None
+        naming = sense.projector
+        said = [len(classes) + 1 for classes in CELL.values()]
+        if not isinstance(naming, Naming) or naming.classes[:-1] != said:
+            raise BadInput(f"design.senses.image: to see, it takes projector: naming and classes: {[*said, '...']}")
+        if not sense.options.summary:
+            raise BadInput("design.senses.image: to see, it takes a summary of some vectors, for some names")
+        self.where = nn.Linear(sense.options.width, 2)
+
+    @property
+    def naming(self) -> Naming:
+        return cast(Naming, self.sense.projector)
+
+    def called(self, features: torch.Tensor) -> torch.Tensor:
+        """How likely each name is, as logits [N, names], of pictures with the features [N, S, E]."""
+        summary = cast(Summary, self.sense.summary)
+        return summary.names(features[:, : -summary.count].mean(1)).float()
 
     def forward(
         self,
         pixel_values: torch.Tensor,
-        cells: torch.Tensor,
+        targets: torch.Tensor,
         centres: torch.Tensor,
+        named: torch.Tensor,
         num_items_in_batch: torch.Tensor,
-        named: torch.Tensor | None = None,
     ) -> CausalLMOutput:
-        """pixel_values [N, 3, H, W], drawn pictures before real ones; cells int64 [drawn, S, K], the class of every
-        target, centres [drawn, S, 2], 0 to 1; named int64 [real]. Both in one batch, since an encoder with batch
-        normalisation would learn each by statistics of its own, and be asked with those of both."""
+        """pixel_values [N, 3, H, W], drawn and real ones in one batch, since an encoder with batch normalisation would
+        learn each by statistics of its own, and be asked with those of both; targets int64 [N, S, K], classes as in
+        CELL, the token last; centres [N, S, 2], 0 to 1, of things; named int64 [N], 0 for pictures without a name."""
         features = self.sense.encode(pixel_values)  # [N, S, E]
-        real = 0 if named is None else len(named)
-        said = self.head(features[: len(features) - real])  # [drawn, S, classes + 2]
-        taken = cells[..., 0] > 0  # [N, S]
-        *logits, where = said.float().split([*self.sizes, 2], -1)
-        # Every cell says whether something is there; the rest is asked only where something is.
-        loss = nn.functional.cross_entropy(logits[0].flatten(0, 1), cells[..., 0].flatten(), reduction="sum")
-        for target, one in enumerate(logits[1:], 1):
-            loss = loss + nn.functional.cross_entropy(one[taken], cells[taken][:, target], reduction="sum")
-        loss = loss + 20 * nn.functional.mse_loss(where[taken], centres[taken], reduction="sum")
-        if named is not None and self.names is not None:
-            called = self.names(features[-real:].mean(1)).float()  # [real, names]
-            loss = loss + nn.functional.cross_entropy(called, named, reduction="sum", label_smoothing=0.1)
+        # Every vector says whether something is there; the rest is asked only where something is.
+        kind = targets[..., 0]
+        first = self.naming.classes[0]
+        weight, bias = self.naming.head.weight, self.naming.head.bias
+        loss = nn.functional.cross_entropy(
+            nn.functional.linear(features, weight[:first], bias[:first]).float().flatten(0, 1),
+            kind.flatten(),
+            reduction="sum",
+        )
+        taken = features[kind > 0]  # [things, E]
+        said = nn.functional.linear(taken, weight[first:], bias[first:]).float()
+        for target, one in enumerate(said.split(self.naming.classes[1:], -1), 1):
+            loss = loss + nn.functional.cross_entropy(one, targets[kind > 0][:, target], reduction="sum")
+        thing = (kind > 0) & (kind < first - 1)
+        where = self.where(features[thing]).float()
+        loss = loss + 20 * nn.functional.mse_loss(where, centres[thing], reduction="sum")
+        loss = loss + nn.functional.cross_entropy(self.called(features), named, reduction="sum", label_smoothing=0.1)
         return CausalLMOutput(loss=loss / num_items_in_batch, logits=said)
 
 
-def cell_targets(scene: Scene, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """(classes int64 [side * side, K], centres float32 [side * side, 2]) of a scene on a grid of side x side cells."""
-    cells = np.zeros((side * side, len(CELL)), np.int64)
-    centres = np.zeros((side * side, 2), np.float32)
+def cell_targets(scene: Scene, side: int, summary: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(classes int64 [S, K], centres float32 [S, 2]) of a scene on a grid of side x side cells, and of `summary`
+    vectors that name nothing."""
+    targets = np.zeros((side * side + summary, len(CELL) + 1), np.int64)
+    centres = np.zeros((side * side + summary, 2), np.float32)
     for thing in scene.things:
         x, y = thing.centre
-        cell = min(int(y * side), side - 1) * side + min(int(x * side), side - 1)
-        values = (thing.kind, thing.colour, thing.size, thing.text)
-        cells[cell] = [
+        row, column = min(int(y * side), side - 1), min(int(x * side), side - 1)
+        values = (thing.kind, thing.colour, thing.size, thing.text, place_name(row * 3 // side, column * 3 // side))
+        targets[row * side + column, :-1] = [
             classes.index(value) + 1 if value in classes else 0
             for value, classes in zip(values, CELL.values(), strict=True)
         ]
-        centres[cell] = x, y
-    return cells, centres
+        centres[row * side + column] = x, y
+    return targets, centres
 
 
-def picture_batch(bank: Bank, indices: np.ndarray, processor: ImageProcessor) -> Batch:
+def name_targets(tokens: Sequence[int], side: int, summary: int) -> np.ndarray:
+    """Classes int64 [S, K] of a picture whose name has these tokens: cells that hold nothing, and a summary of its
+    first tokens."""
+    targets = np.zeros((side * side + summary, len(CELL) + 1), np.int64)
+    for place, token in enumerate(tokens[:summary], side * side):
+        targets[place, 0], targets[place, -1] = len(CELL["kind"]), token + 1
+    return targets
+
+
+def grid(processor: ImageProcessor, summary: int) -> int:
+    """Cells on one side of a picture of `processor.tokens` vectors."""
+    return round((processor.tokens - summary) ** 0.5)
+
+
+def picture_batch(bank: Bank, indices: np.ndarray, processor: ImageProcessor, summary: int) -> Batch:
     """Pictures of a bank with the targets of their cells."""
-    side = round(processor.tokens**0.5)
-    targets = [cell_targets(bank.scenes[i], side) for i in indices]
+    return drawn_batch(pixels(bank, indices, processor), [bank.scenes[i] for i in indices], processor, summary)
+
+
+def drawn_batch(values: np.ndarray, scenes: Sequence[Scene], processor: ImageProcessor, summary: int) -> Batch:
+    """`pixel_values` [N, 3, H, W] of scenes with the targets of their cells."""
+    found = [cell_targets(scene, grid(processor, summary), summary) for scene in scenes]
     inputs = {
-        "pixel_values": torch.from_numpy(pixels(bank, indices, processor)),
-        "cells": torch.from_numpy(np.stack([cells for cells, _ in targets])),
-        "centres": torch.from_numpy(np.stack([centres for _, centres in targets])),
+        "pixel_values": torch.from_numpy(values),
+        "targets": torch.from_numpy(np.stack([targets for targets, _ in found])),
+        "centres": torch.from_numpy(np.stack([centres for _, centres in found])),
+        "named": torch.zeros(len(scenes), dtype=torch.int64),
     }
-    return Batch(inputs, items=sum(len(bank.scenes[i].things) for i in indices))
+    return Batch(inputs, items=sum(len(scene.things) for scene in scenes))
 
 
 def pixels(bank: Bank, indices: np.ndarray, processor: ImageProcessor) -> np.ndarray:
@@ -119,70 +167,112 @@ def normalised(pictures: np.ndarray, processor: ImageProcessor) -> np.ndarray:
     return np.ascontiguousarray((pictures - mean) / std)
 
 
-def named_batch(
-    bank: RealBank,
-    indices: np.ndarray,
-    names: Mapping[str, int],
-    processor: ImageProcessor,
-    rng: np.random.Generator | None = None,
-) -> Batch:
-    """Real pictures with the classes of their names; `rng` redraws them by chance."""
-    raw = np.stack([bank.picture(int(i)) for i in indices]).transpose(0, 3, 1, 2).astype(np.float32) / 255
-    if rng is not None:
-        raw = redrawn(torch.from_numpy(raw), rng).numpy()
-    inputs = {
-        "pixel_values": torch.from_numpy(normalised(raw, processor)),
-        "named": torch.tensor([names[bank.names[i]] for i in indices]),
-    }
-    return Batch(inputs, items=len(indices))
+@dataclass(frozen=True)
+class Named:
+    """Names of pictures: their numbers, from 1, among those that are learned, and their tokens."""
+
+    numbers: Mapping[str, int]
+    tokenizer: TextTokenizer
+    summary: int
+
+    def batch(
+        self,
+        bank: RealBank,
+        indices: np.ndarray,
+        processor: ImageProcessor,
+        rng: np.random.Generator | None = None,
+        nothing: float = 0.0,
+    ) -> Batch:
+        """Real pictures with the targets of their names; `rng` redraws them by chance, and makes the share `nothing` of
+        them pictures that have no name."""
+        raw = np.stack([bank.picture(int(i)) for i in indices]).transpose(0, 3, 1, 2).astype(np.float32) / 255
+        spoilt = np.zeros(len(indices), bool)
+        if rng is not None:
+            spoilt = rng.random(len(indices)) < nothing
+            pictures = redrawn(torch.from_numpy(raw), rng)
+            raw = np.where(spoilt[:, None, None, None], nameless(pictures, rng).numpy(), pictures.numpy())
+        side = grid(processor, self.summary)
+        names = [None if lost else bank.names[i] for i, lost in zip(indices, spoilt, strict=True)]
+        targets = [name_targets(self.tokenizer.plain(name) if name else [], side, self.summary) for name in names]
+        inputs = {
+            "pixel_values": torch.from_numpy(normalised(raw, processor)),
+            "targets": torch.from_numpy(np.stack(targets)),
+            "centres": torch.zeros(len(indices), side * side + self.summary, 2),
+            "named": torch.tensor([self.numbers[name] if name else 0 for name in names]),
+        }
+        return Batch(inputs, items=len(indices))
+
+    def lettered(self, texts: Sequence[tuple[Scene, str]], processor: ImageProcessor) -> Batch:
+        """Drawn pictures of a number or a word, which is their name."""
+        side = grid(processor, self.summary)
+        raw = np.stack([np.asarray(draw(scene, processor.height)[0]) for scene, _ in texts]).transpose(0, 3, 1, 2)
+        batch = drawn_batch(
+            normalised(raw.astype(np.float32) / 255, processor), [scene for scene, _ in texts], processor, self.summary
+        )
+        for row, (_, text) in enumerate(texts):
+            said = torch.from_numpy(name_targets(self.tokenizer.plain(text), side, self.summary))
+            batch.inputs["targets"][row, side * side :] = said[side * side :]
+            batch.inputs["named"][row] = self.numbers[text]
+        return batch
+
+    @torch.inference_mode()
+    def accuracy(self, model: See, bank: RealBank, processor: ImageProcessor) -> dict[str, float]:
+        """By kind of picture, how often a held-out one gets all tokens of its name in its summary (`told`) and its name
+        among all (`named`); those whose name was never learned are left out."""
+        device = next(model.parameters()).device
+        right: dict[str, list[bool]] = defaultdict(list)
+        known = np.array([i for i, name in enumerate(bank.names) if name in self.numbers])
+        for part in np.array_split(known, max(1, len(known) // 256)):
+            batch = self.batch(bank, part, processor)
+            features = model.sense.encode(batch.inputs["pixel_values"].to(device))
+            called = model.called(features).argmax(-1).cpu()
+            kind, *_, token = model.naming.head(features[:, -self.summary :]).split(model.naming.classes, -1)
+            said = torch.where(kind.argmax(-1) > 0, token.argmax(-1), 0).cpu()  # [N, summary]
+            told = (said == batch.inputs["targets"][:, -self.summary :, -1]).all(1)
+            for index, name, tokens in zip(part, called == batch.inputs["named"], told, strict=True):
+                kind_of = PurePosixPath(bank.files[0][index]).name
+                right[f"named_{kind_of}"].append(bool(name))
+                right[f"told_{kind_of}"].append(bool(tokens))
+        return {name: sum(hits) / len(hits) for name, hits in right.items()}
 
 
-def beside(drawn: Batch, named: Batch) -> Batch:
+def beside(*parts: Batch) -> Batch:
     """Drawn pictures and real ones as one batch, as `See` takes them."""
-    pixel_values = torch.cat([drawn.inputs["pixel_values"], named.inputs["pixel_values"]])
-    return Batch(drawn.inputs | named.inputs | {"pixel_values": pixel_values}, items=drawn.items + named.items)
+    inputs = {name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs}
+    return Batch(inputs, items=sum(part.items for part in parts))
 
 
 @torch.inference_mode()
-def named_accuracy(model: See, bank: RealBank, names: Mapping[str, int], processor: ImageProcessor) -> dict[str, float]:
-    """By kind of picture, how often a held-out one gets its name among all; those whose name was never learned are left
-    out."""
-    assert model.names is not None
+def picture_accuracy(
+    model: See, bank: Bank, indices: np.ndarray, processor: ImageProcessor, summary: int
+) -> dict[str, float]:
+    """How often a held-out thing's kind, colour, size, text and place are said right, each alone and all at once, and
+    how often a cell that holds nothing is said to."""
+    batch = picture_batch(bank, indices, processor, summary)
     device = next(model.parameters()).device
-    right: dict[str, list[bool]] = {}
-    known = np.array([i for i, name in enumerate(bank.names) if name in names])
-    for part in np.array_split(known, max(1, len(known) // 256)):
-        batch = named_batch(bank, part, names, processor)
-        said = model.names(model.sense.encode(batch.inputs["pixel_values"].to(device)).mean(1)).argmax(-1).cpu()
-        for index, hit in zip(part, said == batch.inputs["named"], strict=True):
-            right.setdefault(PurePosixPath(bank.files[0][index]).name, []).append(bool(hit))
-    return {f"named_{kind}": sum(hits) / len(hits) for kind, hits in right.items()}
-
-
-@torch.inference_mode()
-def picture_accuracy(model: See, bank: Bank, indices: np.ndarray, processor: ImageProcessor) -> dict[str, float]:
-    """How often a held-out thing's kind, colour, size and text are said right, each alone and all at once."""
-    batch = picture_batch(bank, indices, processor)
-    device = next(model.parameters()).device
-    said = model.head(model.sense.encode(batch.inputs["pixel_values"].to(device))).float().cpu()
-    cells = batch.inputs["cells"]
-    taken = cells[..., 0] > 0
-    right = [
-        one[taken].argmax(-1) == cells[taken][:, target]
-        for target, one in enumerate(said.split([*model.sizes, 2], -1)[:-1])
-    ]
+    said = model.naming.head(model.sense.encode(batch.inputs["pixel_values"].to(device))).float().cpu()
+    groups, targets = said.split(model.naming.classes, -1)[:-1], batch.inputs["targets"]
+    taken = targets[..., 0] > 0
+    right = [one[taken].argmax(-1) == targets[taken][:, target] for target, one in enumerate(groups)]
     shares = {name: float(one.float().mean()) for name, one in zip(CELL, right, strict=True)}
     shares["all"] = float(torch.stack(right).all(0).float().mean())
+    shares["nothing"] = float((groups[0][~taken].argmax(-1) == 0).float().mean())
     return shares
 
 
 class Hear(nn.Module):
-    """Says the tokens of an utterance in order (CTC, Graves et al. 2006); the last class of the head is the blank."""
+    """Says the tokens of an utterance in order (CTC, Graves et al. 2006), by the head of the sense's own projector,
+    whose last class is the blank. Raises BadInput for a projector that does not name `vocabulary` tokens."""
 
     def __init__(self, sense: Sense, vocabulary: int):
         super().__init__()
         self.sense = sense
-        self.head = nn.Linear(sense.options.width, vocabulary + 1)
+        if not isinstance(sense.projector, Naming) or sense.projector.classes[0] <= vocabulary:
+            raise BadInput(f"design.senses.audio: to hear, it takes projector: naming and classes: [{vocabulary + 1}]")
+
+    @property
+    def head(self) -> nn.Linear:
+        return cast(Naming, self.sense.projector).head
 
     def forward(
         self,

@@ -1,12 +1,11 @@
 """Pictures and sounds written in words: what a cell of a picture and a moment of speech stand for.
 
 The stage `read` teaches the language model on them, before it meets an encoder: looking things up is learned faster
-from words than from vectors that only resemble them. `align` then teaches the projectors to write the same.
+from words than from vectors that only resemble them. Then the projectors are given the same words to write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
@@ -15,11 +14,13 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from trisense.data.world.bank import Bank
-from trisense.data.world.facts import NUMBERS, place_name
+from trisense.data.world.facts import NUMBERS, Scene
 from trisense.data.world.feed import Features
 from trisense.model.modeling import TrisenseForConditionalGeneration
+from trisense.model.projector import Naming
+from trisense.model.senses import Sense
 from trisense.tokens import TextTokenizer
-from trisense.train.warmup import CELL, Hear, cell_targets
+from trisense.train.warmup import CELL, NAME, cell_targets, name_targets
 
 # Letters: N vectors or media, S feature vectors of one medium, B rows, T positions, D width of the language model,
 # V vocabulary, E width of an encoder, K tokens of one vector.
@@ -28,61 +29,74 @@ from trisense.train.warmup import CELL, Hear, cell_targets
 class Words:
     """The tokens of a vector: ids int64 [.., K], filled up with V.
 
-    A cell with a red cup is ` cup`, ` red`, its size and its place; a moment of an utterance is the token that the head
-    of `hear` finds there. Where there is nothing, it is the word `nothing`. Every cell of a real picture is its whole
-    name, one of `names`.
+    A cell with a red cup is ` cup`, ` red`, its size and its place; a vector of a picture's summary is a token of its
+    name; a moment of speech is the token that ends in it. Where there is nothing, it is the word `nothing`.
     """
 
-    def __init__(self, hear: Hear, tokenizer: TextTokenizer, side: int, names: Iterable[str] = ()):
+    def __init__(self, tokenizer: TextTokenizer, side: int, summary: int = 0):
         def table(rows: list[list[int]]) -> torch.Tensor:
-            longest = max(map(len, rows))
+            longest = max(1, *map(len, rows))
             return torch.tensor([row + [tokenizer.size] * (longest - len(row)) for row in rows])
 
-        spoken = {str(digit): word for digit, word in enumerate(NUMBERS)}
-        nothing = tokenizer.plain("nothing")
-        # Of every target of a cell, the tokens of its classes; the first class is "does not apply".
-        self.cells = [
-            table([[], *(tokenizer.plain(spoken.get(value) or value) for value in values)]) for values in CELL.values()
-        ]
-        thirds = [(row * 3 // side, column * 3 // side) for row in range(side) for column in range(side)]
-        self.places = table([tokenizer.plain(place_name(*third)) for third in thirds])  # [S, K]
-        self.heard = table([*([token] for token in range(tokenizer.size)), nothing])  # the last class is CTC's blank
-        called = {name: tokenizer.plain(name) for name in names}
-        cell = sum(one.shape[1] for one in self.cells) + self.places.shape[1]
-        width = max(cell, *map(len, called.values())) if called else cell
-        self.filling = torch.full((width - cell,), tokenizer.size)
-        self.nothing = torch.tensor(nothing + [tokenizer.size] * (width - len(nothing)))
-        self.names = {
-            name: torch.tensor(tokens + [tokenizer.size] * (width - len(tokens))) for name, tokens in called.items()
-        }  # [K] each
+        spoken = {NAME: "", **{str(digit): word for digit, word in enumerate(NUMBERS)}}
+
+        def written(value: str) -> list[int]:
+            word = spoken.get(value, value)
+            return tokenizer.plain(word) if word else []
+
+        nothing, tokens = tokenizer.plain("nothing"), [[token] for token in range(tokenizer.size)]
+        # Of every target of a picture's vector, the tokens of its classes; the first class is "does not apply", which
+        # is of the kind the word for a vector that holds nothing.
+        rows = [*([written(value) for value in values] for values in CELL.values()), tokens]
+        self.cells = [table([[] if target else nothing, *row]) for target, row in enumerate(rows)]
+        self.heard = table([*tokens, nothing])  # the last class is CTC's blank
+        self.tokenizer = tokenizer
         self.side = side
-        self.head = hear.head
+        self.summary = summary
 
-    def of_cells(self, cells: torch.Tensor) -> torch.Tensor:
-        """classes int64 [.., S, targets] -> ids [.., S, K]."""
-        places = self.places.expand(*cells.shape[:-1], -1)
-        filling = self.filling.expand(*cells.shape[:-1], -1)
-        ids = torch.cat([*(table[cells[..., target]] for target, table in enumerate(self.cells)), places, filling], -1)
-        return torch.where(cells[..., :1] > 0, ids, self.nothing)
+    def of_cells(self, targets: torch.Tensor) -> torch.Tensor:
+        """Classes int64 [.., S, targets] -> ids [.., S, K]."""
+        return torch.cat([table[targets[..., target]] for target, table in enumerate(self.cells)], -1)
 
-    def of_name(self, name: str) -> torch.Tensor:
-        """ids [S, K] of a picture that is called so."""
-        return self.names[name].expand(self.side**2, -1)
+    def of_scene(self, scene: Scene, name: str | None = None) -> np.ndarray:
+        """ids [S, K] of a drawn picture, or with no things in it of any that is called so."""
+        targets = cell_targets(scene, self.side, self.summary)[0]
+        if name:
+            targets[self.side**2 :] = name_targets(self.tokenizer.plain(name), self.side, self.summary)[self.side**2 :]
+        return self.of_cells(torch.from_numpy(targets)).numpy()
 
-    @torch.inference_mode()
-    def of_sounds(self, features: torch.Tensor) -> torch.Tensor:
-        """features [N, E] -> ids [N, K]."""
-        return self.heard[self.head(features.to(self.head.weight.device)).argmax(-1).cpu()].clone()
+    def of_speech(self, words: str, rng: np.random.Generator, count: int | None = None) -> np.ndarray:
+        """ids [S, K] of somebody who says the words, as CTC would hear them: their tokens in order at any of S =
+        `count` moments; by default as many as it may take, from slow to fast."""
+        tokens = self.tokenizer.plain(words)
+        if count is None:
+            count = 3 + round(len(tokens) * rng.uniform(1.5, 5))
+        places = np.sort(rng.permutation(count)[: len(tokens)])
+        moments = torch.full((count,), len(self.heard) - 1)
+        moments[torch.from_numpy(places)] = torch.tensor(tokens[: len(places)], dtype=torch.int64)
+        return self.heard[moments].numpy()
 
-    def of_bank(self, bank: Bank, features: Features) -> Features:
-        """A whole bank written so: ids in place of its features."""
-        side = round(features.images.shape[1] ** 0.5)
-        classes = np.stack([cell_targets(scene, side)[0] for scene in bank.scenes])  # [P, S, targets]
-        sounds = [
-            self.of_sounds(torch.from_numpy(part.astype(np.float32))).numpy()
-            for part in np.array_split(features.audios, max(1, len(features.audios) // 10_000))
-        ]
-        return Features(self.of_cells(torch.from_numpy(classes)).numpy(), np.concatenate(sounds), features.offsets)
+    def of_bank(self, bank: Bank, frames: int) -> Features:
+        """A whole bank written so: ids in place of its features. frames: of a log-mel that become one vector."""
+        rng = np.random.default_rng(bank.seed)
+        pictures = [self.of_scene(scene) for scene in bank.scenes]
+        counts = -(-np.diff(bank.offsets) // frames)
+        said = zip(bank.utterances, counts, strict=True)
+        sounds = [self.of_speech(utterance.words, rng, int(count)) for utterance, count in said]
+        return Features(np.stack(pictures), np.concatenate(sounds), np.concatenate([[0], counts.cumsum()]))
+
+    @torch.no_grad()
+    def write(self, model: TrisenseForConditionalGeneration) -> None:
+        """Has the projectors write the language model's embeddings [V, D] of what their heads say, and nothing else."""
+        embeddings = cast(nn.Embedding, model.get_input_embeddings()).weight
+        for sense, tables in (("image", self.cells), ("audio", [self.heard])):
+            naming = cast(Naming, cast(Sense, model.senses[sense]).projector)
+            naming.rest.weight.zero_()
+            naming.rest.bias.zero_()
+            for table, vectors in zip(tables, naming.words.weight.T.split(naming.classes), strict=True):
+                found = embed_words(embeddings, table.to(embeddings.device))  # [C of a group, D]
+                vectors[: len(found)] = found
+                vectors[len(found) - 1 :] = found[-1]  # a tokenizer may know fewer tokens than there are classes
 
 
 def embed_words(table: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:

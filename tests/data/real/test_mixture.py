@@ -6,13 +6,13 @@ import random
 
 import pytest
 
-from trisense.data.real.bank import named_pictures
+from trisense.data.real.bank import named_pictures, recorded
 from trisense.data.real.joined import shown
 from trisense.data.real.mixture import TASKS, Mixture, weights
 from trisense.data.real.pack import Pack, Ref, Split
 from trisense.data.real.sample import Sample, Spoken
-from trisense.data.real.tasks import cut, in_words, mended
-from trisense.data.world.facts import Scene
+from trisense.data.real.tasks import SINGLE, cut, in_words, lettered, mended
+from trisense.data.world.facts import Scene, Thing
 from trisense.errors import BadInput
 
 
@@ -146,6 +146,33 @@ def test_questions_that_nothing_answers_ask_about_what_is_not_there(pack: Pack) 
     silent = {sample.given[0] for sample in one(pack, "number not said")}
     words = {sample.given[0]: sample.answer for sample in one(pack, "read sentences")}
     assert silent == {ref for ref, said in words.items() if not {"zero", "five"} & {*said.split()}} != {*words}
+
+
+def test_what_a_drawn_number_or_word_reads() -> None:
+    def drawn(kind: str, text: str) -> Scene:
+        return Scene((Thing(kind, "red", "large", 1, 1, text=text),), 5)
+
+    assert lettered(drawn("number", "42")) == "forty two" and lettered(drawn("word", "milk")) == "milk"
+
+
+def test_of_what_has_no_name_and_no_words_one_cannot_tell(pack: Pack) -> None:
+    """Asked just as what has a name, or words, is asked, so that only looking and listening tell them apart."""
+    splits: tuple[Split, Split] = ("train", "dev")
+    named = {ref for split in splits for ref, _ in named_pictures(pack, split)}
+    spoken = {ref for split in splits for ref, words in recorded(pack, split) if not words.startswith("(")}
+    for task, like, known in (
+        ("nothing to name", "name an emoji", named),
+        ("nobody speaks", "read sentences", spoken),
+    ):
+        refs = {split: [s.given[0] for s in Mixture(pack, split, 0).every(task)] for split in splits}
+        assert refs["train"] and refs["dev"] and not set(refs["train"]) & set(refs["dev"]), task
+        assert not known & {*refs["train"], *refs["dev"]}, task
+        samples, others = one(pack, task), one(pack, like)
+        assert {(s.question, s.answer, s.score) for s in samples} == {(others[0].question, "I can't tell.", "refuses")}
+        subject, asked = Mixture(pack, "train", 0).subjects(task)[0], SINGLE[like]
+        phrasings = {SINGLE[task].ask(random.Random(n), subject).question for n in range(60)}
+        other = Mixture(pack, "train", 0).subjects(like)[0]
+        assert phrasings == {asked.ask(random.Random(n), other).question for n in range(60)} and len(phrasings) > 2
 
 
 def test_a_medium_of_no_use_leaves_the_question_as_it_is(pack: Pack) -> None:

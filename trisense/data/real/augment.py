@@ -13,8 +13,8 @@ GREY = torch.tensor([0.299, 0.587, 0.114])
 
 
 def redrawn(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Pictures [N, 3, S, S], 0 to 1, each turned, scaled, moved, lit, tinted and blurred by chance; some lose their
-    colours, some keep four shades a channel, some lose a square.
+    """Pictures [N, 3, S, S], 0 to 1, each turned, scaled, moved, bent, lit, tinted and blurred by chance; of some only
+    a part is left, some lose their colours, some keep three to six shades a channel, some lose a square.
 
     A picture is never mirrored: an arrow to the left would be called one to the right.
     """
@@ -26,8 +26,11 @@ def redrawn(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     def chosen(share: float) -> torch.Tensor:  # [N, 1, 1, 1]
         return torch.from_numpy(rng.random(count) < share)[:, None, None, None]
 
-    angle, scale, stretch = drawn(-0.3, 0.3), torch.exp(drawn(-0.25, 0.35)), torch.exp(drawn(-0.15, 0.15))
+    angle, scale, stretch = drawn(-0.3, 0.3), torch.exp(drawn(-0.25, 0.35)), torch.exp(drawn(-0.2, 0.2))
     x, y = drawn(-0.15, 0.15), drawn(-0.15, 0.15)
+    part = chosen(0.15).flatten()  # a close look at some place
+    scale = torch.where(part, scale * drawn(0.5, 0.9), scale)
+    x, y = torch.where(part, 2 * x, x), torch.where(part, 2 * y, y)
     turn = torch.stack(
         [
             torch.stack([scale * stretch * angle.cos(), -scale * angle.sin(), x], -1),
@@ -36,6 +39,9 @@ def redrawn(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         1,
     )  # [N, 2, 3]
     places = nn.functional.affine_grid(turn, [count, 3, side, side], align_corners=False)
+    bends = torch.from_numpy(rng.normal(0, 1, (count, 2, 4, 4)).astype(np.float32))
+    bends = bends * drawn(0, 0.07)[:, None, None, None]
+    places = places + nn.functional.interpolate(bends, (side, side), mode="bicubic").permute(0, 2, 3, 1)
     moved = nn.functional.grid_sample(pictures, places, padding_mode="border", align_corners=False)
 
     grey = (moved * GREY[:, None, None]).sum(1, keepdim=True)
@@ -48,7 +54,9 @@ def redrawn(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     )
     soft = nn.functional.avg_pool2d(nn.functional.pad(moved, (1, 1, 1, 1), mode="replicate"), 3, 1)
     moved = torch.where(chosen(0.2), soft, torch.where(chosen(0.2), 2 * moved - soft, moved)).clamp(0, 1)
-    moved = torch.where(chosen(0.1), (moved * 3).round() / 3, moved)
+    shades = drawn(2, 5).round()[:, None, None, None]
+    flat = nn.functional.avg_pool2d(nn.functional.pad(soft, (1, 1, 1, 1), mode="replicate"), 3, 1).clamp(0, 1)
+    moved = torch.where(chosen(0.15), (torch.where(chosen(0.5), flat, moved) * shades).round() / shades, moved)
     for row in np.flatnonzero(rng.random(count) < 0.3):
         size = int(rng.integers(side // 8, side // 3))
         top, left = rng.integers(0, side - size, 2)
@@ -56,14 +64,45 @@ def redrawn(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return moved
 
 
+def nameless(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Pictures [N, 3, S, S], 0 to 1, of which none shows one thing: quarters of several pictures, one cut into tiles
+    that were shuffled, a wash of colours, noise, or next to nothing."""
+    count, _, side, _ = pictures.shape
+    found = torch.empty_like(pictures)
+    half, tile = side // 2, side // 4
+    for row in range(count):
+        match int(rng.integers(0, 5)):
+            case 0:
+                others = pictures[torch.from_numpy(rng.integers(0, count, 4))]
+                rows = [torch.cat([others[i, :, ::2, ::2], others[i + 1, :, ::2, ::2]], 2) for i in (0, 2)]
+                found[row] = torch.cat(rows, 1)[:, :side, :side] if 2 * half == side else pictures[row].flip(1)
+            case 1:
+                tiles = pictures[row].unfold(1, tile, tile).unfold(2, tile, tile).flatten(1, 2)  # [3, 16, t, t]
+                tiles = tiles[:, torch.from_numpy(rng.permutation(tiles.shape[1]))]
+                whole = tiles.unflatten(1, (side // tile, -1)).permute(0, 1, 3, 2, 4).flatten(3, 4).flatten(1, 2)
+                found[row] = nn.functional.interpolate(whole[None], (side, side))[0]
+            case 2:
+                few = int(rng.integers(2, 9))
+                colours = torch.from_numpy(rng.random((1, 3, few, few)).astype(np.float32))
+                found[row] = nn.functional.interpolate(colours, (side, side), mode="bicubic").clamp(0, 1)[0]
+            case 3:
+                noise = rng.normal(rng.random((3, 1, 1)), rng.uniform(0.05, 0.5), (3, side, side))
+                found[row] = torch.from_numpy(noise.astype(np.float32)).clamp(0, 1)
+            case _:
+                found[row] = torch.from_numpy(rng.random((3, 1, 1)).astype(np.float32)) * (rng.random() < 0.7)
+    return found
+
+
 def revoiced(mel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A log-mel [F, M] said faster or slower (0.85 to 1.15), by a shorter or longer throat (bins stretched by 0.9 to
-    1.1: vocal tract length perturbation, Jaitly & Hinton 2013), louder or softer."""
+    """A log-mel [F, M] said faster or slower (0.8 to 1.25), by a shorter or longer throat (bins stretched by 0.85 to
+    1.18: vocal tract length perturbation, Jaitly & Hinton 2013), louder or softer, into a microphone that has pitches
+    of its own that it likes."""
     frames, bins = mel.shape
-    wanted = max(8, round(frames * rng.uniform(0.85, 1.15)))
+    wanted = max(8, round(frames * np.exp(rng.uniform(-0.22, 0.22))))
     mel = _stretched(mel.astype(np.float32), np.linspace(0, frames - 1, wanted))
-    warped = np.clip(np.arange(bins) * rng.uniform(0.9, 1.1), 0, bins - 1)
-    return _stretched(mel.T, warped).T + rng.normal(0, 0.15)
+    warped = np.clip(np.arange(bins) * np.exp(rng.uniform(-0.16, 0.16)), 0, bins - 1)
+    liked = np.interp(np.linspace(0, 1, bins), np.linspace(0, 1, 5), rng.normal(0, 0.12, 5))
+    return _stretched(mel.T, warped).T + (rng.normal(0, 0.15) + liked).astype(np.float32)
 
 
 def _stretched(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -55,6 +55,7 @@ def phrase(rng: random.Random, phrasings: Sequence[str]) -> str:
 
 NAME = ("What is this?", "What is in the picture?", "What does the picture show?", "Name what you see.")
 SAY = ("What does the speaker say?", "What is said?", "Write down what you hear.")
+CANNOT_TELL = "I can't tell."
 SOUND = ("What makes this sound?", "What do you hear?", "Which sound is this?")
 
 
@@ -156,6 +157,27 @@ def _lettering(rng: random.Random, kind: str, text: str) -> Scene:
     size = rng.choice(("small", "large")) if kind == "number" else "large"
     thing = Thing(kind, rng.choice(tuple(COLOURS)), size, rng.randrange(3), rng.randrange(3), text=text)
     return Scene((thing,), rng.getrandbits(31))
+
+
+def lettered(scene: Scene) -> str:
+    """What a drawn number or word reads, in words."""
+    text = scene.things[0].text
+    return in_words(int(text)) if scene.things[0].kind == "number" else text
+
+
+def _nameless(pack: Pack, split: Split) -> list[Ref]:
+    """Pictures of many things, which have no name."""
+    files = ("scenes/nlvr_train",) if split == "train" else ("scenes/nlvr_dev",)
+    return [Ref("image", file, number) for file in files for number, _ in pack.rows(file, split)]
+
+
+def _nameless_picture(rng: random.Random, ref: Ref) -> Asked:
+    return Asked((ref,), phrase(rng, NAME), CANNOT_TELL)
+
+
+def _wordless(rng: random.Random, subject: tuple[Ref, str]) -> Asked:
+    """A sound in which nobody speaks."""
+    return Asked((subject[0],), phrase(rng, SAY), CANNOT_TELL)
 
 
 def _speech(*files: str) -> Callable[[Pack, Split], Sequence[Any]]:
@@ -326,6 +348,8 @@ SINGLE: dict[str, Task] = {
     "synthetic speech": Task(sentences, _spoken, "wer"),
     "sounds": Task(_sounds, _sound),
     "sound effects": Task(_effects, _sound),
+    "nothing to name": Task(_nameless, _nameless_picture, "refuses"),
+    "nobody speaks": Task(_sounds, _wordless, "refuses"),
     "passages": Task(_passages, _passage, "f1"),
     "definitions": Task(_definitions, _definition, "f1"),
     "words": Task(_definitions, _meaning),

@@ -36,9 +36,10 @@ DEPTHS = (2, 4)
 # Bytes before any model is there. On a CPU: Python, libraries and what a whole run leaves of features, checks and
 # answers. On a GPU: CUDA's context and kernels, an assumption.
 LIBRARIES, CONTEXT = 515 << 20, 600 << 20
-# On a CPU glibc keeps what is freed, and a freed place seldom serves a tensor of the same size again, since torch asks
-# for room to align in: the heap grows to HEAP times what is alive at most, and KEPT times as much is left of it after a
-# step. With checkpointed layers every larger tensor is mapped (`trisense.train.heap`), and nearly nothing is lost.
+# On a CPU glibc keeps what is freed, and a freed place seldom serves a tensor of the same size again, perhaps because
+# torch asks for more, to align in: the heap grows to HEAP times what is alive at most, and KEPT times as much is left
+# of it after a step. With checkpointed layers every larger tensor is mapped (`trisense.train.heap`), and nearly nothing
+# is lost.
 # Tensors of HUGE bytes are always mapped. Measured with glibc 2.36.
 HEAP, KEPT, MAPPED, HUGE = 2.1, 1.75, 1.1, 32 << 20
 # On a GPU torch's allocator holds so many times what is alive: an assumption.

@@ -15,8 +15,8 @@ LARGE = 20_000_000
 def map_tensors() -> bool:
     """Has glibc map every block of THRESHOLD bytes and more, and give it back when it is freed; whether it does.
 
-    Otherwise a freed block serves no tensor of the same size again, since torch asks for room to align in, and
-    checkpointed layers, computed anew one after the other, take as much of the heap as if all of them had been kept.
+    Otherwise a freed block seldom serves a tensor of the same size again (perhaps because torch asks for more, to align
+    in), and checkpointed layers, computed anew one after the other, take as much of the heap as if all had been kept.
     New pages cost time, much of it where tensors are small (docs/log.md), so this is for checkpointed models of LARGE
     parameters or more. On other systems nothing changes.
     """

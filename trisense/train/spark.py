@@ -67,8 +67,8 @@ from trisense.train.words import Read, Words
 # conversations from here on for `read` and `answer`.
 HELD_BACK = 512
 EVALUATION = 1 << 40
-# Of the real pictures that `see` learns from, the share that are drawn numbers and words, and of the others the share
-# that are made pictures of nothing.
+# Of the real pictures that `see` learns from, the share that are drawn numbers, and of the others the share that are
+# made pictures of nothing.
 LETTERED = 0.1
 NAMELESS = 0.06
 # The tokenizer learns from the words of so many contexts.
@@ -163,6 +163,7 @@ def train_spark(
     steps = {"see": _see, "hear": _hear, "read": _read, "answer": _answer}
     for name, stage in recipe.stages.items():
         steps[stage.learns](run, stage, out / name)
+    _ = run.named  # also of a run without `answer`
     folder = out / "model"
     if processes.main:
         model.save_pretrained(folder)

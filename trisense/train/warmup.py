@@ -203,7 +203,7 @@ class Named:
         return Batch(inputs, items=len(indices))
 
     def lettered(self, texts: Sequence[tuple[Scene, str]], processor: ImageProcessor) -> Batch:
-        """Drawn pictures of a number or a word, which is their name."""
+        """Drawn pictures of a number, which is their name."""
         side = grid(processor, self.summary)
         raw = np.stack([np.asarray(draw(scene, processor.height)[0]) for scene, _ in texts]).transpose(0, 3, 1, 2)
         batch = drawn_batch(

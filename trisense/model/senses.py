@@ -20,8 +20,8 @@ from trisense.model.projector import build_projector
 class Summary(nn.Module):
     """What all places of a picture say together: which of many names it has, and a code of that name in K vectors.
 
-    A name is one of a list, so its parts are never mixed with those of another, and a picture that nothing is sure
-    about gets a blur. `codes` holds CODE numbers for each of the K vectors of a name.
+    A name is one of a list: where one is sure, its parts are its own, and where several may be, the vectors are a blur
+    of theirs. `codes` holds CODE numbers for each of the K vectors of a name.
     """
 
     CODE = 64

@@ -190,9 +190,11 @@ class Named:
         if rng is not None:
             spoilt = rng.random(len(indices)) < nothing
             pictures = redrawn(torch.from_numpy(raw), rng)
-            raw = np.where(spoilt[:, None, None, None], nameless(pictures, rng).numpy(), pictures.numpy())
+            lost = torch.from_numpy(spoilt)
+            pictures[lost] = nameless(pictures[lost], rng)
+            raw = pictures.numpy()
         side = grid(processor, self.summary)
-        names = [None if lost else bank.names[i] for i, lost in zip(indices, spoilt, strict=True)]
+        names = [None if gone else bank.names[i] for i, gone in zip(indices, spoilt, strict=True)]
         targets = [name_targets(self.tokenizer.plain(name) if name else [], side, self.summary) for name in names]
         inputs = {
             "pixel_values": torch.from_numpy(normalised(raw, processor)),

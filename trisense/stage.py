@@ -14,7 +14,7 @@ from trisense.chat import Layout
 Positive = Annotated[int, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Optimizer = Literal["adamw", "adamw8bit"]
+Optimizer = Literal["adamw", "adamw-fused", "adamw8bit"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 # The parts of a model that may have a learning rate of their own.
 PartName = Literal["encoder", "projector", "adapter", "language_model"]
@@ -99,7 +99,9 @@ class Stage(Options):
     """One stage of training: what every kind of it has. steps count batches of `batch_size` x `accumulate`.
 
     lrs: learning rates of parts, in place of `lr`; they follow its schedule. warmup_steps: of every schedule but
-    `one-cycle`, whose rise is one. betas, eps: of Adam.
+    `one-cycle`, whose rise is one. betas, eps: of Adam. optimizer: `adamw-fused` makes all of a parameter's step in one
+    kernel. compile: forward and backward of the model's blocks by `torch.compile`, evaluation as without it; it needs a
+    C++ compiler on a CPU. `trisense bench train --options` measures what both are worth on a machine.
     """
 
     steps: Positive
@@ -116,6 +118,7 @@ class Stage(Options):
     weight_decay: float = 0.01
     clip: Rate = 1.0
     precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
     log_every: Positive = 50
     evaluate_every: Positive = 500
     save_every: Positive = 500

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
 from trisense.cli import commands
-from trisense.measure import bench
+from trisense.measure import bench, options
 from trisense.measure.floor import work_of
 from trisense.measure.sides import Kind, Ours, Theirs, TokenByToken, make_task, shapes_of
 from trisense.model.attention import visible
@@ -26,7 +26,10 @@ KINDS: tuple[Kind, ...] = ("align", "instruct")
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Memory is measured by processes of their own, which take seconds to start: `test_memory` has them."""
-    monkeypatch.setattr(bench, "_in_a_process", lambda side, *_: {"ours": 3_000_000, "llava": 5_000_000}[side])
+    for module in (bench, options):
+        monkeypatch.setattr(
+            module, "in_a_process", lambda side, *_, **__: {"ours": 3_000_000, "llava": 5_000_000}[side]
+        )
     yield
 
 
@@ -175,6 +178,18 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
 def test_memory(side: str, monkeypatch: pytest.MonkeyPatch):
     """More than the weights that training holds, and not several times as much."""
     monkeypatch.undo()
-    taken = bench._in_a_process(side, "align", "small", "cpu", 256, 8, 0)
+    taken = bench.in_a_process(side, "align", "small", "cpu", 256, 8, 0)
     weights = 4 * 78_000_000 + (4 * 87_000_000 if side == "llava" else 0)  # LLaVA keeps its encoder
     assert weights < taken < 4 * weights
+
+
+@pytest.mark.slow
+def test_options_are_measured_each_beside_the_stage_without_it():
+    arguments = ["bench", "train", "--options", "--size", "tiny", "--stage", "instruct", "--rounds", "1"]
+    more = ["--tokens", "256", "--device", "cpu", "--json"]
+    record = json.loads(CliRunner().invoke(commands, [*arguments, *more], catch_exceptions=False).output)
+    worth = record["worth"]["instruct"]
+    assert set(worth) == set(options.OPTIONS)
+    for name, one in worth.items():
+        assert min(one["speed"], one["first_step"]) > 0 and one["memory"] == 1.0
+        assert (one["loss_difference"] < 1e-5) == (name != "precision: bf16"), "the others compute the same"

@@ -110,6 +110,20 @@ def test_a_pack_costs_and_teaches_what_its_samples_do_alone(kind: str, way: str)
         torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+def test_in_half_precision_pieces_teach_what_the_mask_does(kind: str):
+    """Under autocast queries and values may differ in their dtype, and backward runs outside of it."""
+    batch = pack(rows()[0])
+    found = []
+    for way in ("sdpa", SEGMENTS):
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(learn(kind, way, batch, batch.items))
+    (loss, expected), (own, gradients) = found
+    assert own == pytest.approx(loss, rel=1e-2)
+    for name, gradient in gradients.items():
+        assert float((gradient - expected[name]).norm()) < 0.1 * float(expected[name].norm()) + 1e-3, name
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_what_one_sample_says_reaches_no_other(way: str):
     """Every id of one sample changed: the logits of the others stay, to the bit where they are computed apart."""

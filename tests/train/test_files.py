@@ -26,6 +26,7 @@ from trisense.data.sources import open_source
 from trisense.data.transcripts import transcripts
 from trisense.data.world.samples import write
 from trisense.errors import BadInput
+from trisense.model.attention import SEGMENTS
 from trisense.model.pretrained import load_design, load_processor
 from trisense.model.trained import load_trained, put_trained, read_recipe, staged
 from trisense.prompt import fan, featured
@@ -500,3 +501,17 @@ def test_a_stage_in_rounds_goes_on_within_one_and_ends_the_same(parts: Path, dat
     with pytest.raises(BadInput, match="rounds: 50, but only 44 samples to learn from"):
         many = recipe("eden", parts, "stages.instruct.rounds=50", "stages.instruct.steps=200")
         train_stage(many, "instruct", data["instruct"], tmp_path / "many", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("compile", "checkpointing", "attention"),
+    [(False, False, SEGMENTS), (True, False, SEGMENTS), (False, True, SEGMENTS), (True, True, "sdpa")],
+)
+def test_attention_in_pieces_makes_way_where_blocks_are_compiled_and_computed_again(
+    compile: bool, checkpointing: bool, attention: str, parts: Path, data: dict[str, Path], tmp_path: Path
+):
+    """A block that is computed again is compiled as a whole or not at all."""
+    options = ["packing={tokens: 400}", f"compile={compile}", f"gradient_checkpointing={checkpointing}"]
+    tiny = recipe("eden", parts, *(f"stages.instruct.{option}" for option in options))
+    ready = get_ready(tiny, "instruct", data["instruct"], tmp_path, device="cpu")
+    assert ready.learner.model.language_model.config._attn_implementation == attention

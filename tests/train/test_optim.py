@@ -126,6 +126,25 @@ def test_betas_and_eps_are_a_stage_s_own() -> None:
         assert {(group["betas"], group["eps"]) for group in made.param_groups} == {((0.8, 0.95), 1e-6)}
 
 
+def test_fused_adamw_is_adamw() -> None:
+    ends = []
+    for optimizer in ("adamw", "adamw-fused"):
+        options = stage(optimizer=optimizer, weight_decay=0.1)
+        model = toy(width=16)
+        made = make_optimizer(model, options)
+        assert made.defaults["fused"] is (True if optimizer == "adamw-fused" else None)
+        schedule = Schedule(made, options)
+        for number in range(6):
+            batch = batch_at(number)
+            model(**batch.inputs, num_items_in_batch=torch.tensor(1.0)).loss.backward()
+            made.step()
+            schedule.step()
+            made.zero_grad()
+        ends.append(model.state_dict())
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("steps", [6, 24, 100])
 @pytest.mark.parametrize(
     "options",

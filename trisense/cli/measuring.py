@@ -40,6 +40,7 @@ def bench() -> None:
     metavar="TFLOPS",
     help="What the device can do at most; default: its fastest matrix product here.",
 )
+@click.option("--options", is_flag=True, help="Measure options of a stage instead, each beside the stage without it.")
 @click.option("--threads", type=click.IntRange(1), help="Of the CPU; default: torch's.")
 @click.option(
     "--device",
@@ -56,6 +57,7 @@ def bench_train(
     tokens: int,
     rounds: int,
     peak: float | None,
+    options: bool,
     threads: int | None,
     device: str,
     seed: int,
@@ -69,6 +71,7 @@ def bench_train(
     import torch
 
     from trisense.measure.bench import bench_train as run
+    from trisense.measure.options import bench_options
 
     if device == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device cuda: torch finds no GPU here; give cpu or auto")
@@ -76,15 +79,11 @@ def bench_train(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if threads:
         torch.set_num_threads(threads)
-    report = run(
-        stages or ("align", "instruct"),
-        size,
-        device=device,
-        tokens=tokens,
-        rounds=rounds,
-        seed=seed,
-        peak=peak and peak * 1e12,
-    )
+    kinds, alike = stages or ("align", "instruct"), {"device": device, "tokens": tokens, "rounds": rounds, "seed": seed}
+    if options:
+        report = bench_options(kinds, size, **alike)
+    else:
+        report = run(kinds, size, peak=peak and peak * 1e12, **alike)
     if as_json:
         print_json(**report.to_dict())
     else:

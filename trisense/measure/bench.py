@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -132,7 +133,7 @@ def bench_train(
     shapes = shapes_of(size)
     results, parameters, fastest = {}, 0, peak or 0.0
     for kind in kinds:
-        memory = {side: _in_a_process(side, kind, size, device, tokens, pictures, seed) for side in ("ours", "llava")}
+        memory = {side: in_a_process(side, kind, size, device, tokens, pictures, seed) for side in ("ours", "llava")}
         results[kind], parameters, best = _measure(kind, shapes, device, tokens, rounds, seed, pictures, memory)
         fastest = fastest if peak else max(fastest, best)
     # Until now `mfu` holds operations a second.
@@ -231,36 +232,41 @@ def _agree(
     return own, difference
 
 
-def _in_a_process(side: str, kind: Kind, size: str, device: str, tokens: int, pictures: int, seed: int) -> int:
+def in_a_process(
+    side: str, kind: Kind, size: str, device: str, tokens: int, pictures: int, seed: int, **options: Any
+) -> int:
     """`peak_memory` in a process of its own."""
     arguments = (side, kind, size, device, tokens, pictures, seed, torch.get_num_threads())
-    code = f"from trisense.measure.bench import peak_memory; print(peak_memory(*{arguments!r}))"
+    code = f"from trisense.measure.bench import peak_memory; print(peak_memory(*{arguments!r}, **{options!r}))"
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout.split()[-1])
 
 
 def peak_memory(
-    side: str, kind: Kind, size: str, device: str, tokens: int, pictures: int, seed: int, threads: int
+    side: str, kind: Kind, size: str, device: str, tokens: int, pictures: int, seed: int, threads: int, **options: Any
 ) -> int:
     """Bytes that a side takes at most in two steps of its training, its model and optimiser with it: beyond what this
-    process had before, on a GPU what was allocated there."""
+    process had before, on a GPU what was allocated there. options: of the stage, on this package's side."""
     torch.set_num_threads(threads)
-    _train_twice(side, kind, device, *_samples(kind, "tiny", tokens, pictures, seed))  # loads the libraries
-    samples = _samples(kind, size, tokens, pictures, seed)
+    _train_twice(side, kind, device, *samples_of(kind, "tiny", tokens, pictures, seed), options)  # loads the libraries
+    samples = samples_of(kind, size, tokens, pictures, seed)
     before = resident(peak=False)
-    _train_twice(side, kind, device, *samples)
+    _train_twice(side, kind, device, *samples, options)
     return torch.cuda.max_memory_allocated() if device == "cuda" else resident(peak=True) - before
 
 
-def _samples(kind: Kind, size: str, tokens: int, pictures: int, seed: int) -> tuple[Shapes, Task, Rows]:
+def samples_of(kind: Kind, size: str, tokens: int, pictures: int, seed: int) -> tuple[Shapes, Task, Rows]:
+    """Samples in packed rows, about pictures whose features are random too."""
     shapes = shapes_of(size)
     task = make_task(kind, shapes, pictures, seed)
     shape = (pictures, shapes.tokens, shapes.vision["hidden_size"])
     return shapes, task, Rows(task, np.random.default_rng(seed).standard_normal(shape, np.float32), tokens, seed)
 
 
-def _train_twice(side: str, kind: Kind, device: str, shapes: Shapes, task: Task, rows: Rows) -> None:
-    one = Ours(shapes, kind, device, encoder=False) if side == "ours" else Theirs(shapes, kind, device)
+def _train_twice(
+    side: str, kind: Kind, device: str, shapes: Shapes, task: Task, rows: Rows, options: dict[str, Any]
+) -> None:
+    one = Ours(shapes, kind, device, encoder=False, **options) if side == "ours" else Theirs(shapes, kind, device)
     _forget_peak(device)
     for number in (0, 1):
         batch, members = rows(number)

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from trisense.data.batches import Batch
-from trisense.model.attention import SEGMENTS, pieces, visible
+from trisense.model.attention import SEGMENTS, Packed, pieces, visible
 from trisense.model.loss import fuse_activations, head_loss
 from trisense.model.modeling import TrisenseForConditionalGeneration
 from trisense.model.parts import MOMENTS, Part, count_parts, design_config
@@ -114,7 +114,7 @@ class Costs:
         supervised tokens that it evaluates at once. Raises BadInput as `add_adapter`."""
         step = step_of(self.design, stage, batch, self.device)
         cpu, frozen, learned = self.device == "cpu", self.parts["language model"], self.learned(stage)
-        moments = 8 if stage.optimizer == "adamw" else 2 + 8 / MOMENTS
+        moments = 8 if stage.optimizer != "adamw8bit" else 2 + 8 / MOMENTS
         fixed = {
             "interpreter and libraries" if cpu else "CUDA context": float(LIBRARIES if cpu else CONTEXT),
             "weights": float(4 * frozen.parameters if cpu and not self.design.quantisation else frozen.size),
@@ -204,12 +204,12 @@ def _counted(design: Design, stage: FileStage, batch: Batch, device: str, depth:
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(torch.bfloat16)
         given = {name: fake.from_tensor(value) for name, value in inputs.items() if name != "own_words"}
-        pieces_ = packed and [replace(one, bias=fake.from_tensor(one.bias)) for one in packed]
+        faked = [replace(one, bias=fake.from_tensor(one.bias)) for one in packed or ()]
         known = [*model.parameters(), *model.buffers(), *given.values()]
         half = torch.autocast("cpu", torch.bfloat16, enabled=stage.precision == "bf16")
         with _Alive(known) as alive, counting(model, batch.items) as operations:
             with half:
-                loss = _loss(model, given, batch.items, pieces_)
+                loss = _loss(model, given, batch.items, None if packed is None else Packed(faked))
             loss.backward()
             del loss
         return Step(alive.most, alive.now, operations.count, alive.calls)
@@ -233,7 +233,7 @@ def _model(design: Design, stage: FileStage, depth: int) -> TrisenseForCondition
 
 
 def _loss(
-    model: TrisenseForConditionalGeneration, inputs: Mapping[str, torch.Tensor], items: int, packed: Any
+    model: TrisenseForConditionalGeneration, inputs: Mapping[str, torch.Tensor], items: int, packed: Packed | None
 ) -> torch.Tensor:
     """As the model's own forward, without what depends on values: which places are pictures, and which are learned."""
     ids = inputs["input_ids"]

@@ -308,7 +308,7 @@ def _too_small(costs: Costs, stage: FileStage, least: int, room: int) -> str:
         ways.append("keep the language model in 4 bits with design.quantisation={}")
     if not stage.gradient_checkpointing:
         ways.append("give gradient_checkpointing=true to the stage")
-    if stage.optimizer == "adamw":
+    if stage.optimizer != "adamw8bit":
         ways.append("give it optimizer=adamw8bit")
     return (
         f"--gpu: the stage takes {least / 1e9:.2f} GB with one sample a batch, {(least - room) / 1e9:.2f} GB more than "
@@ -339,7 +339,7 @@ def _disk(costs: Costs, stage: FileStage, pictures: int) -> dict[str, int]:
     if design.pictures and "image" in design.senses:
         each = design.pictures.tokens * design.senses["image"]["width"] * FLOAT16
         found[f"features of {pictures:,} pictures"] = pictures * each
-    moments = 8 if stage.optimizer == "adamw" else 2
+    moments = 8 if stage.optimizer != "adamw8bit" else 2
     found["checkpoint, twice while one is written"] = 2 * costs.learned(stage) * (4 + moments)
     found["trained parts"] = 4 * (costs.projectors + costs.adapter)
     return found

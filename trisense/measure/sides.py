@@ -6,6 +6,7 @@ All of them have the same weights and learn from the same samples: random number
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ from trisense.model.projector import build_projector
 from trisense.model.senses import Sense, build_encoder
 from trisense.prompt import Prompt
 from trisense.stage import FileStage
+from trisense.train.blocks import Compiled
 from trisense.train.learner import Learner
 from trisense.train.optim import make_optimizer
 
@@ -106,17 +108,18 @@ def make_task(kind: Kind, shapes: Shapes, pictures: int, seed: int) -> Task:
     return Task(kind, tuple(prompts), tuple(about), pixels)
 
 
-def stage_of(kind: Kind) -> FileStage:
+def stage_of(kind: Kind, **options: Any) -> FileStage:
     """Rates do not matter for speed; the small ones keep both sides at nearly the same weights."""
-    return FileStage(learns="caption" if kind == "align" else "instruct", steps=1, lr=1e-5)
+    return FileStage(learns="caption" if kind == "align" else "instruct", steps=1, lr=1e-5, **options)
 
 
 class Ours:
     """This package: features computed before, packed rows, shared pictures, logits at answers only."""
 
-    def __init__(self, shapes: Shapes, kind: Kind, device: str, encoder: bool = True):
-        """encoder: False leaves CLIP out, as a run does once it has its features."""
+    def __init__(self, shapes: Shapes, kind: Kind, device: str, encoder: bool = True, **of_stage: Any):
+        """encoder: False leaves CLIP out, as a run does once it has its features. of_stage: its options."""
         torch.manual_seed(0)
+        stage = stage_of(kind, **of_stage)
         senses = {"image": {"width": shapes.vision["hidden_size"], "select": "patches", "projector": "mlp"}}
         config = TrisenseConfig(
             text_config=dict(shapes.text),
@@ -137,10 +140,14 @@ class Ours:
         _prepare(self.model, self.model.language_model, self.sense.projector, shapes, kind, device)
         if device == "cpu":
             self.model.language_model.set_attn_implementation(SEGMENTS)
+        if stage.gradient_checkpointing:
+            self.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
         fuse_activations(self.model)
         self.learner = Learner(self.model).train()
-        self.optimizer = make_optimizer(self.learner, stage_of(kind))
+        self.optimizer = make_optimizer(self.learner, stage)
         self.device = torch.device(device)
+        self.half = stage.precision == "bf16"
+        self.blocks = Compiled(self.learner, self.device, "compile") if stage.compile else nullcontext()
 
     @property
     def sense(self) -> Sense:
@@ -154,9 +161,10 @@ class Ours:
 
     def gradient(self, batch: Batch) -> float:
         """Loss summed over the supervised tokens; its mean's gradient is added up."""
-        with _half(self.device):
-            loss = self.learner(**batch.to(self.device).inputs, num_items_in_batch=batch.items).loss
-        loss.backward()
+        with self.blocks:
+            with _half(self.device, self.half):
+                loss = self.learner(**batch.to(self.device).inputs, num_items_in_batch=batch.items).loss
+            loss.backward()
         return float(loss.detach()) * batch.items
 
 
@@ -267,5 +275,5 @@ def _prepare(model: Any, language_model: Any, projector: nn.Module, shapes: Shap
     )
 
 
-def _half(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
+def _half(device: torch.device, on_cpu: bool = False) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=on_cpu or device.type != "cpu")

@@ -39,6 +39,14 @@ class Piece:
     bias: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Packed:
+    """The pieces of a batch, as one thing that `torch.compile` hands on without looking into: it would compile anew for
+    every number of them."""
+
+    pieces: list[Piece]
+
+
 def visible(segments: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
     """Who may look at whom, bool [B, 1, T, T]: True where a row's position may look at a column's.
 
@@ -84,7 +92,7 @@ def segment_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    packed: list[Piece] | None = None,
+    packed: Packed | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention of transformers: query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D].
@@ -99,7 +107,17 @@ def segment_attention(
     if groups > 1:
         key, value = (t.repeat_interleave(groups, 1) for t in (key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return cast(torch.Tensor, _Pieces.apply(query, key, value, packed, scale)), None
+    return _in_pieces(query, key, value, packed, scale), None
+
+
+@torch.compiler.disable()
+def _in_pieces(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packed: Packed, scale: float
+) -> torch.Tensor:
+    # Under autocast values are bfloat16, queries and keys float32 by their rotary embedding; backward is outside of it.
+    with torch.autocast(query.device.type, enabled=False):
+        alike = (t.to(value.dtype) for t in (query, key, value))
+        return cast(torch.Tensor, _Pieces.apply(*alike, packed.pieces, scale))
 
 
 class _Pieces(torch.autograd.Function):

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from trisense.model.attention import SEGMENTS, pieces, visible
+from trisense.model.attention import SEGMENTS, Packed, pieces, visible
 from trisense.model.configuration import ENCODER_CONFIG, TrisenseConfig
 from trisense.model.loss import head_loss
 from trisense.model.senses import Sense
@@ -222,7 +222,7 @@ class TrisenseForConditionalGeneration(PreTrainedModel, GenerationMixin):
         dropped = self.training and getattr(config, "attention_dropout", 0.0)
         if implementation == SEGMENTS and not dropped:
             # A mask of ones keeps transformers from reading packs out of the positions.
-            return {"attention_mask": torch.ones_like(segments), "packed": pieces(segments, branches)}
+            return {"attention_mask": torch.ones_like(segments), "packed": Packed(pieces(segments, branches))}
         mask = visible(segments, branches)  # [B, 1, T, T]
         if implementation == "eager":  # adds its mask
             mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(

@@ -154,7 +154,9 @@ def get_ready(
     if stage.learns == "instruct" and not has_adapter(model):
         add_adapter(model, design)
     learning(model, stage)
-    if stage.packing and processes.device.type != "cuda":
+    # Attention in pieces is not compiled, and what is computed again is compiled as a whole or not at all.
+    whole = stage.compile and stage.gradient_checkpointing
+    if stage.packing and processes.device.type != "cuda" and not whole:
         model.language_model.set_attn_implementation(SEGMENTS)
     if stage.gradient_checkpointing:
         model.language_model.gradient_checkpointing_enable({"use_reentrant": False})

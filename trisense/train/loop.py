@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from trisense.data.batches import Batch
 from trisense.errors import BadInput
 from trisense.stage import Stage
+from trisense.train.blocks import Compiled
 from trisense.train.checkpoints import CHECKPOINT, Checkpoint, seed_all
 from trisense.train.failures import bad_step, enough_memory
 from trisense.train.optim import Schedule, make_optimizer
@@ -74,12 +75,14 @@ def train(
     processes = join_processes(device)
     # Processes draw differently: the same dropout on all their rows would be no more random than that of one.
     seed_all(seed + processes.rank)
-    if parallel == "fsdp" and stage.optimizer != "adamw":
+    if parallel == "fsdp" and stage.optimizer == "adamw8bit":
         raise BadInput(
             f"--parallel fsdp: the state of {stage.optimizer} cannot be sharded; give stages.{out.name}.optimizer=adamw"
             " or ddp"
         )
     spread = Spread.over(model, processes, parallel)
+    key = f"stages.{out.name}.compile"
+    compiled = Compiled(spread.model, processes.device, key) if stage.compile else nullcontext()
     optimizer = make_optimizer(spread.model, stage)
     scheduler = Schedule(optimizer, stage)
     options = {**stage.model_dump(), "seed": seed, "processes": processes.world}
@@ -112,8 +115,10 @@ def train(
                 items, samples, tokens = processes.sum(torch.tensor(counts)).unbind()
                 with enough_memory(stage, out.name, batches), report.step(spread.model, batches):
                     total = torch.zeros((), device=processes.device)
+                    # The step whose operations are counted is not compiled: it could not be looked into.
+                    blocks = compiled if report.operations else nullcontext()
                     for number, batch in enumerate(batches, 1):
-                        with spread.accumulating(last=number == len(batches)):
+                        with blocks, spread.accumulating(last=number == len(batches)):
                             inputs = batch.to(processes.device).inputs
                             with half():
                                 loss = spread.wrapped(**inputs, num_items_in_batch=items.float()).loss

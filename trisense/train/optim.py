@@ -125,13 +125,13 @@ def parameter_groups(model: nn.Module, stage: Stage) -> list[dict[str, Any]]:
 
 
 def make_optimizer(model: nn.Module, stage: Stage) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019), its moments in float32 or, as `tinyclip-phi2` keeps them, in 8 bits (Dettmers
-    et al. 2022, arXiv:2110.02861). Raises BadInput as `parameter_groups`, and where bitsandbytes, which has the latter,
-    is not installed."""
+    """AdamW (Loshchilov & Hutter 2019), fused or not, its moments in float32 or, as `tinyclip-phi2` keeps them, in
+    8 bits (Dettmers et al. 2022, arXiv:2110.02861). Raises BadInput as `parameter_groups`, and where bitsandbytes,
+    which has the latter, is not installed."""
     groups = parameter_groups(model, stage)
     options = {"lr": stage.lr, "betas": stage.betas, "eps": stage.eps}
-    if stage.optimizer == "adamw":
-        return torch.optim.AdamW(groups, **options)
+    if stage.optimizer != "adamw8bit":
+        return torch.optim.AdamW(groups, fused=stage.optimizer == "adamw-fused" or None, **options)
     try:
         from bitsandbytes.optim.adamw import AdamW8bit
     except ModuleNotFoundError:

@@ -26,6 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trisense.errors import BadInput
+from trisense.train.blocks import blocks
 
 Parallel = Literal["ddp", "fsdp"]
 Model = TypeVar("Model", bound=nn.Module)
@@ -179,8 +180,8 @@ class Spread(Generic[Model]):
             return f"1 process on {device}"
         how = type(self.wrapped).__name__
         if isinstance(self.wrapped, FSDPModule):
-            blocks = sum(isinstance(module, FSDPModule) for module in self.wrapped.modules())
-            how = f"fully_shard of {blocks} blocks"
+            sharded = sum(isinstance(module, FSDPModule) for module in self.wrapped.modules())
+            how = f"fully_shard of {sharded} blocks"
         return f"{count} processes on {device.type}, {self.processes.backend}, {how}"
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
@@ -258,9 +259,7 @@ def _sharded(model: Model, processes: Processes) -> Model:
     fresh: dict[int, Any] = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
     copy = deepcopy(model, fresh)
     mesh = init_device_mesh(processes.device.type, (processes.world,))
-    lists = [module for module in copy.modules() if isinstance(module, nn.ModuleList)]
-    blocks = [block for module in lists for block in module if not isinstance(block, nn.ModuleList | nn.ModuleDict)]
-    for block in reversed(blocks):
+    for block in reversed(blocks(copy)):
         if any(True for _ in block.parameters()):
             fully_shard(block, mesh=mesh)
     root = fully_shard(copy, mesh=mesh)

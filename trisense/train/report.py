@@ -67,18 +67,18 @@ class Report:
     samples: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    # Floating-point operations per token, or per sample, as those of the run's first step.
+    operations: float = 0.0
 
     def __post_init__(self) -> None:
         self._trackers: list[Tracker] = []
         self._bar: tqdm | None = None
-        # Operations per sample, as the first batches of this process have them.
-        self._operations = 0.0
         self._since = (0, 0, 0.0)  # samples, tokens, seconds at the last line
 
     def counted(self) -> dict[str, Any]:
         return {
             "window": list(self.window), "total": self.total, "samples": self.samples, "tokens": self.tokens,
-            "seconds": self.seconds,
+            "seconds": self.seconds, "operations": self.operations,
         }  # fmt: skip
 
     def begin(self, done: int, model: nn.Module) -> None:
@@ -100,12 +100,12 @@ class Report:
     def step(self, model: nn.Module, batches: Sequence[Batch]) -> Iterator[None]:
         """Around forward and backward of a step: takes its time and, the first time, counts its operations."""
         began = time.perf_counter()
-        if self._operations:
+        if self.operations:
             yield
         else:
             with counting(model, sum(batch.items for batch in batches)) as operations:
                 yield
-            self._operations = operations.count / max(1, sum(map(work_of, batches)))
+            self.operations = operations.count / max(1, sum(map(work_of, batches)))
         self.seconds += time.perf_counter() - began
 
     def stepped(self, done: int, loss: float, norm: float, lr: float, samples: int, tokens: int) -> None:
@@ -184,7 +184,7 @@ class Report:
         seconds = max(self.seconds - self._since[2], 1e-9)
         self._since = (self.samples, self.tokens, self.seconds)
         able = self._peak()[0]
-        operations = self._operations * (tokens or samples)
+        operations = self.operations * (tokens or samples)
         values = {"samples_per_second": samples / seconds}
         if tokens:
             values["tokens_per_second"] = tokens / seconds

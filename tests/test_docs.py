@@ -32,7 +32,7 @@ CARD = ROOT / "trisense" / "spark" / "README.md"
 # A block of Python and, right below it, what it prints.
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```\n(?:\n```text\n(?P<shown>.*?)^```\n)?", re.DOTALL | re.MULTILINE)
 FENCED = re.compile(r"^```(?P<language>\w*)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
-TABLE = re.compile(r"<!-- world table -->\n(.*?)<!-- /world table -->", re.DOTALL)
+TABLE = re.compile(r"<!-- (\w+) table -->\n(.*?)<!-- /\1 table -->", re.DOTALL)
 RECIPES = sorted((ROOT / "docs" / "recipes").glob("*.md"))
 PARTS = re.compile(r"(?<=<!-- parts -->\n).*?(?=<!-- /parts -->)", re.DOTALL)
 DESIGNS = re.compile(r"(?<=<!-- designs -->\n).*?(?=<!-- /designs -->)", re.DOTALL)
@@ -225,24 +225,39 @@ def test_relative_links_lead_to_files(document: Path):
                 assert anchor in anchors, f"{document.name}: {link} names no heading"
 
 
-def table_of(document: Path) -> str:
-    found = TABLE.search(document.read_text(encoding="utf-8"))
-    assert found, f"{document.name} has no table between its markers"
-    return found[1].strip()
+def table_of(document: Path, name: str) -> str:
+    found = dict(TABLE.findall(document.read_text(encoding="utf-8")))
+    assert name in found, f"{document.name} has no {name} table between its markers"
+    return found[name].strip()
 
 
 def test_readme_and_model_card_show_one_whole_table():
     from trisense.data.world.samples import GROUPS
     from trisense.measure.evaluate import COLUMNS
 
-    table = table_of(ROOT / "README.md")
+    table = table_of(ROOT / "README.md", "world")
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     assert head == ["spark, exact answers", *(title for title, _, _ in COLUMNS)]
     assert [row[0] for row in rows] == list(GROUPS)
     for row in rows:
         for cell in row[1:]:
             assert re.fullmatch(r"\d+\.\d % \(\d+/\d+, \d+\.\d-\d+\.\d\)", cell), cell
-    assert table_of(CARD) == table
+    assert table_of(CARD, "world") == table
+
+
+def test_readme_and_model_card_show_every_task_of_real_data():
+    from trisense.data.real.mixture import TASKS
+    from trisense.measure.real import MEASURES
+
+    table = table_of(ROOT / "README.md", "real")
+    _, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert [row[0] for row in rows] == [name for name in TASKS if name in {row[0] for row in rows}]
+    assert len(rows) > 35, "all that dev has something of"
+    for _, measure, value, _, _, change in rows:
+        assert measure in MEASURES.values()
+        assert re.fullmatch(r"\d+\.\d % \((\d+/|of )\d+, \d+\.\d-\d+\.\d\)", value), value
+        assert re.fullmatch(r"([+-]\d+\.\d \(.*\))?", change), change
+    assert table_of(CARD, "real") == table
 
 
 def python_of_the_readme() -> list[str]:

@@ -18,8 +18,9 @@ import click
 from trisense import __version__
 from trisense.cli.answering import ask, serve, transcribe
 from trisense.cli.checking import doctor, plan
-from trisense.cli.making import evaluate, export, import_parts, push, recipes, world
-from trisense.cli.measuring import bench
+from trisense.cli.converting import export, import_parts, push
+from trisense.cli.making import recipes, world
+from trisense.cli.measuring import bench, evaluate
 from trisense.cli.tuning import train
 from trisense.errors import BadInput
 

@@ -1,13 +1,82 @@
-"""Commands that measure speed: `bench`."""
+"""Commands that measure: `evaluate` how well a model answers, `bench` how fast."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 import click
 
-from trisense.cli.common import json_option, need, print_json, seed_option
+from trisense.cli.common import json_option, model_option, need, print_json, seed_option
 from trisense.errors import BadInput
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure a model."""
+
+
+@evaluate.command("world")
+@model_option
+@click.option("--n", "count", type=click.IntRange(1), help="Questions in every row of the table.")
+@seed_option
+@json_option
+@click.option("--device", metavar="DEVICE", help="Where the model runs, such as cpu or cuda.")
+def evaluate_world(model: str, count: int | None, seed: int, as_json: bool, device: str | None) -> None:
+    """Exact answers on held-out samples of the small world, with counts and 95 % intervals."""
+    need("world", "espeakng_loader")
+    from trisense.measure.evaluate import world
+
+    table = world(model, device=device, seed=seed, **({} if count is None else {"n": count}))
+    if as_json:
+        print_json(**table.to_dict())
+    else:
+        click.echo(str(table))
+
+
+@evaluate.command("real")
+@click.option("--data", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="A pack of real data.")
+@model_option
+@click.option("--n", "count", type=click.IntRange(1), default=200, show_default=True, help="Questions of each task.")
+@click.option("--task", "tasks", multiple=True, metavar="TASK", help="Only this one; may be given more than once.")
+@seed_option
+@json_option
+@click.option("--device", metavar="DEVICE", help="Where the model runs, such as cpu or cuda.")
+def evaluate_real(
+    data: Path, model: str, count: int, tasks: tuple[str, ...], seed: int, as_json: bool, device: str | None
+) -> None:
+    """Real pictures, sounds and texts of a pack's dev split, each task by its own measure, with 95 % intervals."""
+    need("world", "espeakng_loader")
+    need("parquet", "pyarrow")
+    from trisense.data.real.pack import Pack
+    from trisense.measure.real import real
+
+    table = real(model, Pack(data), count, tasks, seed, device)
+    if as_json:
+        print_json(**table.to_dict())
+    else:
+        click.echo(str(table))
+
+
+@evaluate.command("honesty")
+@click.option("--data", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="A pack of real data.")
+@model_option
+@click.option("--n", "count", type=click.IntRange(1), default=100, show_default=True, help="Questions of each kind.")
+@seed_option
+@json_option
+@click.option("--device", metavar="DEVICE", help="Where the model runs, such as cpu or cuda.")
+def evaluate_honesty(data: Path, model: str, count: int, seed: int, as_json: bool, device: str | None) -> None:
+    """Whether a model says so where it cannot tell: things never learned, pictures of nothing, noise."""
+    need("world", "espeakng_loader")
+    need("parquet", "pyarrow")
+    from trisense.data.real.pack import Pack
+    from trisense.measure.honesty import honesty
+
+    table = honesty(model, Pack(data), count, seed, device)
+    if as_json:
+        print_json(**table.to_dict())
+    else:
+        click.echo(str(table))
 
 
 @click.group()

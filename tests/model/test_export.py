@@ -261,6 +261,15 @@ def test_smaller_weights_are_close(weights: str, share: float, most: float):
 
 
 @pytest.mark.slow
+def test_int8_keeps_convolutions_in_16_bits_and_nothing_else():
+    graph = onnx.load(parts_of("eden", "int8") / "onnx" / "image_encoder.onnx").graph
+    widened = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
+    halves = {one.name for one in graph.initializer if one.data_type == onnx.TensorProto.FLOAT16}
+    weights = [widened[node.input[1]] for node in graph.node if node.op_type == "Conv"]
+    assert weights and halves == set(weights)
+
+
+@pytest.mark.slow
 def test_int4_spares_the_head_and_what_sees():
     bits = {
         part: sorted(

@@ -9,7 +9,7 @@ of the prompt is read at once):
 - `int8`: matrices in 8 bits, one scale per output and 32 inputs, the embedding table in 8 bits, one scale per row.
 - `int4`: as `int8`, but the language model's matrices, its head aside, in 4 bits.
 
-Convolutions, biases and norms stay float32 in the last two.
+Of the last two, convolutions are kept as in `float16`; biases and norms stay float32.
 
 Letters: T positions, P positions in the cache, K wanted rows of logits, D width of the language model, V vocabulary,
 E width of an encoder, S feature vectors of one medium, M mel bins, F log-mel frames.
@@ -251,18 +251,21 @@ def _write(part: _Part, path: Path, weights: Weights) -> None:
     assert program is not None
     # The exporter notes source lines of the machine it ran on, several times the size of a small model.
     ClearMetadataAndDocStringPass()(program.model)
-    if weights == "float16":
-        _halve(program.model.graph)
+    if weights != "float32":
+        _halve(program.model.graph, convolutions=weights.startswith("int"))
     program.save(path, external_data=size > LARGE)
 
 
-def _halve(graph: ir.Graph) -> None:
-    """Large constants to float16, each with a node that widens it, which the runtime computes once.
+def _halve(graph: ir.Graph, convolutions: bool) -> None:
+    """Large constants, or those of convolutions alone, to float16, each with a node that widens it, which the runtime
+    computes once.
 
     A constant with numbers beyond float16's 65,504 stays as it is.
     """
     first = graph[0]
     for name, value in list(graph.initializers.items()):
+        if convolutions and not any(use.node.op_type == "Conv" for use in value.uses()):
+            continue
         constant = value.const_value
         if constant is None or constant.dtype != ir.DataType.FLOAT or constant.size < SMALL:
             continue

@@ -166,11 +166,12 @@ def test_sides_that_disagree_are_not_compared(monkeypatch: pytest.MonkeyPatch):
         bench.bench_train(("align",), "tiny", rounds=1, tokens=256, pictures=8)
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_be_measured_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     from trisense.cli import main
 
     assert main(["bench", "train", "--device", "cuda"]) == 2
+    assert main(["bench", "train", "--device", "cpu", "--options", "--peak", "1"]) == 2
 
 
 @pytest.mark.slow

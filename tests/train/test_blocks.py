@@ -13,6 +13,7 @@ from children import ENVIRONMENT, TOY, TWO, finished, lines
 from torch import nn
 from torch._dynamo.utils import counters
 from toy import Toy, batch_at, evaluate, stage
+from transformers import ParakeetEncoder, ParakeetEncoderConfig
 
 from trisense.errors import BadInput
 from trisense.measure.bench import samples_of
@@ -61,9 +62,10 @@ def test_blocks_are_the_members_of_lists_outer_ones_first():
 def test_outermost_blocks_are_compiled_within_and_what_they_were_afterwards():
     model = Layered()
     own = model.layers[1].forward = lambda x: x  # as a hook of accelerate stands there
+    model.stem = nn.ModuleList([nn.Conv1d(1, 1, 3)])
     compiled = Compiled(model, CPU, "compile")
     with compiled:
-        assert ["forward" in vars(block) for block in blocks(model)] == [True, True, False, False]
+        assert ["forward" in vars(block) for block in blocks(model)] == [True, True, False, False, False]
         assert model.layers[1].forward is not own
     assert "forward" not in vars(model.layers[0]) and model.layers[1].forward is own
 
@@ -113,6 +115,23 @@ def test_rows_packed_otherwise_are_not_compiled_anew():
         assert (one.grad is None) == (other.grad is None), name
         if one.grad is not None and other.grad is not None:
             torch.testing.assert_close(other.grad, one.grad, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_sounds_of_every_length_go_through_a_compiled_encoder():
+    """Its convolutions over maps of other lengths are left as they are: compiled they end in an error."""
+    torch.manual_seed(0)
+    options = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    silent = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "layerdrop": 0.0}
+    encoder = ParakeetEncoder(ParakeetEncoderConfig(**options, **silent, subsampling_conv_channels=32)).train()
+    compiled = Compiled(encoder, CPU, "compile")
+    for length in (232, 272, 96):
+        given = {"input_features": torch.randn(32, length, 80), "attention_mask": torch.ones(32, length).long()}
+        expected = encoder(**given).last_hidden_state
+        with compiled:
+            found = encoder(**given).last_hidden_state
+            found.sum().backward()
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow

@@ -149,6 +149,8 @@ def bench_train(
     if threads:
         torch.set_num_threads(threads)
     kinds, alike = stages or ("align", "instruct"), {"device": device, "tokens": tokens, "rounds": rounds, "seed": seed}
+    if options and peak:
+        raise BadInput("--peak: --options measures no share of it; leave one out")
     if options:
         report = bench_options(kinds, size, **alike)
     else:

@@ -16,8 +16,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 class Compiled:
-    """While it is entered, the forward of each outermost block of a model is compiled, or of the whole model where it
-    has no blocks; afterwards it is what it was before.
+    """While it is entered, the forward of each outermost block of a model that is more than a module of torch's is
+    compiled, or of the whole model where there is none; afterwards it is what it was before.
 
     Shapes are dynamic from the start: a batch is as long as its longest. Blocks alike share their code, so the time
     it takes is that of one. Raises BadInput, naming `key`, where `torch.compile` cannot build on `device`.
@@ -29,8 +29,11 @@ class Compiled:
         except RuntimeError as error:
             why = str(error).strip().splitlines()[0][:200]
             raise BadInput(f"{key}=true: torch.compile cannot build here ({why}); give {key}=false") from None
-        inner = {id(one) for block in blocks(model) for one in block.modules() if one is not block}
-        outer = dict.fromkeys(block for block in blocks(model) if id(block) not in inner) or [model]
+        # A module of torch's alone has nothing to fuse, and the kernel of a convolution over a map of another length
+        # fails on its strides (torch 2.13, the subsampling of Parakeet's encoder).
+        composed = [block for block in blocks(model) if not type(block).__module__.startswith("torch.nn.")]
+        inner = {id(one) for block in composed for one in block.modules() if one is not block}
+        outer = dict.fromkeys(block for block in composed if id(block) not in inner) or [model]
         self._own = {block: vars(block).get("forward") for block in outer}
         self._compiled = {block: torch.compile(block.forward, dynamic=True) for block in outer}
 

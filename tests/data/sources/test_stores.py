@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made import decoded, jpeg, write_zip
 
@@ -76,6 +76,8 @@ def test_what_a_zip_lacks_or_cannot_give_is_named(tmp_path: Path):
     st.binary(min_size=1, max_size=8),
     st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]),
 )
+@example(347, b"\0\0\1", zipfile.ZIP_STORED)  # its checksum in the directory, and one byte more than there is
+@example(357, b"\0\0", zipfile.ZIP_STORED)  # a name of no length
 def test_a_damaged_zip_gives_what_it_held_or_says_so(
     tmp_path_factory: pytest.TempPathFactory, place: int, damage: bytes, method: int
 ):

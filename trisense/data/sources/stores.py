@@ -137,7 +137,7 @@ class Zip(_Named):
         try:
             with zipfile.ZipFile(file) as archive:
                 for entry in archive.infolist():
-                    if not entry.is_dir():
+                    if not entry.filename.endswith("/"):  # is_dir fails on a name of no length
                         self._add(entry)
             self._parts = Parts(file)
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, struct.error) as error:
@@ -185,6 +185,8 @@ class Zip(_Named):
             data = self._parts.read(start, stored if size < 0 else min(stored, size))
         else:
             data = _inflated(self._parts.read(start, stored), size)
+        if len(data) > self._sizes[number]:
+            raise OSError("damaged in the zip: it is longer than its directory says")
         # Of a part nothing is known; whoever asked for one finds it too long.
         if len(data) == self._sizes[number] and zlib.crc32(data) != self._sums[number]:
             raise OSError("damaged in the zip: its checksum is another")

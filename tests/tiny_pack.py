@@ -128,13 +128,13 @@ def rows(kind: str) -> list[dict[str, Any]]:
         return [
             {
                 "id": f"v{i}",
-                "question": "Which one?",
-                "choices": ["this", "that"],
-                "answer": "that",
+                "question": f"Who built town {i}?",
+                "choices": ["the sea", NAMES[i % len(NAMES)].title()],
+                "answer": NAMES[i % len(NAMES)].title(),
                 "label": "x",
                 "source": "o/x",
             }
-            for i in range(6)
+            for i in range(24)
         ]
     if kind == "qed":
         return [

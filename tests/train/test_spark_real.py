@@ -93,12 +93,12 @@ def test_lettering_is_of_a_number_that_is_a_name(real: Real):
     assert drawn[3] == real.lettering(np.random.default_rng(3))
 
 
-def test_long_recordings_are_drawn_more_often_by_the_root_of_their_length(real: Real):
-    """Of 100, 400 and 900 frames: 1, 2 and 3 times of 6; as often as one of two spoken sentences."""
+def test_long_recordings_are_drawn_more_often_by_their_length(real: Real):
+    """Of 100, 200 and 300 frames: 1, 2 and 3 times of 6; as often as one of two spoken sentences."""
     bank: Any = SimpleNamespace(
         words=["a", "b", "c", "said", "said"],
         recorded=3,
-        offsets=np.cumsum([0, 100, 400, 900, 5, 5]),
+        offsets=np.cumsum([0, 100, 200, 300, 5, 5]),
         sound=lambda index: (np.zeros((1, 80)), bank.words[index]),
     )
     world: Any = SimpleNamespace(sound=lambda index: (np.zeros((1, 80)), f"world {index}"))

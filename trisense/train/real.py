@@ -28,7 +28,8 @@ from trisense.prompt import Processor
 from trisense.recipe import Recipe
 from trisense.train.words import Words
 
-# Pictures that have a name are few for each name, so they are kept in so many views.
+# Pictures that have a name are few for each name, and an encoder knows the recordings that it learned from better than
+# any other, so both are kept in so many views.
 VIEWS = 4
 # Questions of dev that stages are evaluated with.
 TESTED = 1000
@@ -101,8 +102,8 @@ class Real:
 
     def draw_sound(self, bank: Bank, pool: int, real: float, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         """A log-mel [frames, M] and its words: in the share `real` a recording or a sentence, both as often, else one
-        of the first `pool` utterances of the world's bank. Of recordings, long ones are drawn more often, by the root
-        of their length: there are few of them, and most to learn in each."""
+        of the first `pool` utterances of the world's bank. Of recordings, long ones are drawn more often, by their
+        length: there are few of them, and most to learn in each."""
         own, spoken = self.learned, len(self.learned.words) - self.learned.recorded
         if rng.random() >= real:
             return bank.sound(int(rng.integers(0, pool)))
@@ -113,7 +114,7 @@ class Real:
     @cached_property
     def _drawn_by_length(self) -> np.ndarray:
         """float64 [recordings], rising to 1: the probability of one up to each."""
-        weights = np.sqrt(np.diff(self.learned.offsets)[: self.learned.recorded])
+        weights = np.diff(self.learned.offsets)[: self.learned.recorded]
         rising = weights.cumsum() / weights.sum()
         rising[-1] = 1.0
         return rising
@@ -122,13 +123,14 @@ class Real:
         """By picture and sound of all samples, what the frozen encoders make of its views, each [S, E]; once, by all
         processes of `team`."""
         media = self._media()
+        viewed = {*self.called, *(ref for ref, _ in recorded(self.pack, "train"))}
         kept: dict[Medium, list[np.ndarray]] = {}
         for name, reads in (("image", processor.image), ("audio", processor.audio)):
             assert reads
             sense = cast(Sense, model.senses[name]).eval()
             own = [one for one in media if (name == "image") == is_picture(one)]
             views = {
-                one: [medium(self.pack, one, view) for view in range(VIEWS if one in self.called else 1)] for one in own
+                one: [medium(self.pack, one, view) for view in range(VIEWS if one in viewed else 1)] for one in own
             }
             every = [view for several in views.values() for view in several]
             found = frozen_features(sense, reads, every, self.folder / "real-features", "", team=team)

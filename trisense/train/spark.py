@@ -70,7 +70,7 @@ EVALUATION = 1 << 40
 # Of the real pictures that `see` learns from, the share that are drawn numbers, and of the others the share that are
 # made pictures of nothing.
 LETTERED = 0.1
-NAMELESS = 0.06
+NAMELESS = 0.12
 # The tokenizer learns from the words of so many contexts.
 TEXTS = 20_000
 

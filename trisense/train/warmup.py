@@ -65,6 +65,8 @@ class See(nn.Module):
         if not sense.options.summary:
             raise BadInput("design.senses.image: to see, it takes a summary of some vectors, for some names")
         self.where = nn.Linear(sense.options.width, 2)
+        # Convolutions learn a fifth faster so on a CPU (docs/log.md), and on GPUs with tensor cores.
+        sense.encoder.to(memory_format=torch.channels_last)
 
     @property
     def naming(self) -> Naming:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trisense.data.real.augment import nameless, redrawn, revoiced
+from trisense.data.real.augment import nameless, redrawn, respoken, revoiced
 
 
 def arrows(count: int, side: int = 48) -> torch.Tensor:
@@ -51,7 +51,7 @@ def test_a_nameless_picture_is_of_nothing_that_was_there(side: int) -> None:
     assert not torch.equal(made, nameless(pictures, np.random.default_rng(1)))
     if side == 48:
         assert all(float((made[i] - pictures[i]).abs().mean()) > 0.02 for i in range(60))
-    assert (made.flatten(1).std(1) < 1e-6).any(), "some show nothing at all"
+    assert (made.flatten(2).std(2) < 1e-6).all(1).any(), "some show nothing at all"
 
 
 def test_a_nameless_picture_may_be_in_quarters_or_in_tiles() -> None:
@@ -80,3 +80,18 @@ def test_a_revoiced_sound_is_longer_or_shorter_and_has_its_melody() -> None:
         assert 0.38 < frame / len(other) < 0.62 and 23 < pitch < 48
     assert len(lengths) > 5
     assert np.array_equal(revoiced(mel, np.random.default_rng(3)), revoiced(mel, np.random.default_rng(3)))
+
+
+def test_a_respoken_sound_is_faster_and_higher_or_slower_and_lower_in_noise() -> None:
+    tone = np.sin(np.arange(16_000) * 2 * np.pi * 440 / 16_000).astype(np.float32) * 0.5
+    for seed in range(20):
+        other = respoken(tone, np.random.default_rng(seed))
+        assert other.dtype == np.float32 and 0.85 < len(other) / 16_000 < 1.18
+        pitch = np.abs(np.fft.rfft(other)).argmax() * 16_000 / len(other)
+        assert abs(pitch * len(other) / 16_000 - 440) < 2, "the same number of periods in another time"
+        x = np.arange(len(other)) * 2 * np.pi * pitch / 16_000
+        waves = np.stack([np.sin(x), np.cos(x)])
+        heard = waves.T @ np.linalg.lstsq(waves.T, other, rcond=None)[0]
+        assert 0.003 < (other - heard).std() / heard.std() < 0.5, "some noise, and less than sound"
+    assert np.array_equal(respoken(tone, np.random.default_rng(3)), respoken(tone, np.random.default_rng(3)))
+    assert np.isfinite(respoken(np.zeros(1, np.float32), np.random.default_rng(0))).all()

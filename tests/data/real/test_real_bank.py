@@ -10,7 +10,7 @@ import pytest
 import tiny_pack
 from PIL import Image
 
-from trisense.data.real.bank import RealBank, name_of, named_pictures, recorded, sentences, spoken_words
+from trisense.data.real.bank import RealBank, name_of, named_pictures, recorded, sentences, spoken, spoken_words
 from trisense.data.real.pack import Pack
 from trisense.errors import BadInput
 from trisense.media import load_audio
@@ -50,6 +50,15 @@ def test_what_a_pack_names_and_says(pack: Pack) -> None:
     assert all(3 <= len(one.split()) <= 12 for one in sentences(pack, "train"))
 
 
+def test_half_of_what_is_spoken_names_pictures_as_joined_questions_do(pack: Pack) -> None:
+    said = [one.words for one in spoken(pack, "train", 200, 0)]
+    naming = [words for words in said if words.startswith(("this is a", "i see a", "is this a")) or " or " in words]
+    assert {"this is a red apple", "is this a pear"} < set(naming) and any(" or " in words for words in naming)
+    assert 0.4 < len(naming) / 200 < 0.65 and "she went to the window and looked out" in said
+    assert said == [one.words for one in spoken(pack, "train", 200, 0)]
+    assert list(spoken(pack, "train", 0, 0)) == []
+
+
 def test_a_bank_holds_pictures_and_log_mels(pack: Pack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trisense.data.real.bank.SHARD", 7)  # several files of each kind
     bank = RealBank(tmp_path, pack, "train", 24, SOUNDS, 3, 0)
@@ -59,7 +68,7 @@ def test_a_bank_holds_pictures_and_log_mels(pack: Pack, tmp_path: Path, monkeypa
     place = bank.files[1].index("speech/fsdd")
     mel, words = bank.sound(place)
     assert words == "zero" and np.allclose(mel, SOUNDS(load_audio(tiny_pack.sound(0))).T, atol=2e-3)
-    assert bank.sound(len(bank.words) - 1)[1] in sentences(pack, "train") and bank.files[1][-1] == ""
+    assert bank.words[-3:] == [one.words for one in spoken(pack, "train", 3, 0)] and bank.files[1][-3:] == [""] * 3
 
     made = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     again = RealBank(tmp_path, pack, "train", 24, SOUNDS, 3, 0)

@@ -32,6 +32,13 @@ def test_views_of_a_picture(pack: Pack) -> None:
     assert np.array_equal(drawn, np.asarray(load_image(medium(pack, Ref("image", "pictures/noto72", 3, style=5)))))
 
 
+def test_views_of_a_recording(pack: Pack) -> None:
+    recording = Ref("audio", "speech/fsdd", 2)
+    plain = load_audio(medium(pack, recording))
+    views = [load_audio(medium(pack, recording, view)) for view in (1, 2, 1)]
+    assert np.array_equal(views[0], views[2]) and len({len(plain), len(views[0]), len(views[1])}) == 3
+
+
 def test_words_are_spoken_when_they_are_read(pack: Pack) -> None:
     heard = load_audio(medium(pack, Spoken("the red cup", 7)))
     np.testing.assert_allclose(heard, speak(Utterance("the red cup", "thing", style=7)), atol=1e-4)

@@ -66,12 +66,20 @@ def redrawn(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 def nameless(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Pictures [N, 3, S, S], 0 to 1, of which none shows one thing: quarters of several pictures, one cut into tiles
-    that were shuffled, a wash of colours, noise, or next to nothing."""
+    that were shuffled, a spot of one seen from too near, two through each other, a wash of colours, patches, stripes,
+    noise, or next to nothing."""
     count, _, side, _ = pictures.shape
     found = torch.empty_like(pictures)
     half, tile = side // 2, side // 4
+
+    def widened(small: torch.Tensor) -> torch.Tensor:  # [3, s, s] -> [3, S, S]
+        return nn.functional.interpolate(small[None], (side, side), mode="bicubic").clamp(0, 1)[0]
+
+    def colours(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.random((3, *shape)).astype(np.float32))
+
     for row in range(count):
-        match int(rng.integers(0, 5)):
+        match int(rng.integers(0, 10)):
             case 0:
                 others = pictures[torch.from_numpy(rng.integers(0, count, 4))]
                 rows = [torch.cat([others[i, :, ::2, ::2], others[i + 1, :, ::2, ::2]], 2) for i in (0, 2)]
@@ -81,15 +89,30 @@ def nameless(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
                 tiles = tiles[:, torch.from_numpy(rng.permutation(tiles.shape[1]))]
                 whole = tiles.unflatten(1, (side // tile, -1)).permute(0, 1, 3, 2, 4).flatten(3, 4).flatten(1, 2)
                 found[row] = nn.functional.interpolate(whole[None], (side, side))[0]
-            case 2:
-                few = int(rng.integers(2, 9))
-                colours = torch.from_numpy(rng.random((1, 3, few, few)).astype(np.float32))
-                found[row] = nn.functional.interpolate(colours, (side, side), mode="bicubic").clamp(0, 1)[0]
-            case 3:
+            case 2 | 3:
+                near = int(rng.integers(max(2, side // 12), max(3, side // 6)))
+                top, left = rng.integers(0, side - near, 2)
+                found[row] = widened(pictures[row, :, top : top + near, left : left + near])
+            case 4:
+                other = pictures[(row + int(rng.integers(1, max(2, count)))) % count]
+                found[row] = (pictures[row] + other.transpose(1, 2)) / 2
+            case 5:
+                found[row] = widened(colours(*rng.integers(2, 13, 2)))
+            case 6:
+                places = torch.from_numpy(rng.random((int(rng.integers(4, 40)), 2)).astype(np.float32)) * side
+                grid = torch.stack(torch.meshgrid(*[torch.arange(side) + 0.5] * 2, indexing="ij"), -1)  # [S, S, 2]
+                nearest = torch.cdist(grid.flatten(0, 1), places).argmin(-1).view(side, side)
+                found[row] = colours(len(places))[:, nearest]
+            case 7:
+                across, down = rng.normal(0, 1, 2) * rng.uniform(0.05, 0.8)
+                waves = torch.sin(torch.arange(side)[:, None] * down + torch.arange(side) * across) / 2 + 0.5
+                waves = waves.round() if rng.random() < 0.5 else waves
+                found[row] = colours(1, 1) * waves + colours(1, 1) * (1 - waves)
+            case 8:
                 noise = rng.normal(rng.random((3, 1, 1)), rng.uniform(0.05, 0.5), (3, side, side))
                 found[row] = torch.from_numpy(noise.astype(np.float32)).clamp(0, 1)
             case _:
-                found[row] = torch.from_numpy(rng.random((3, 1, 1)).astype(np.float32)) * (rng.random() < 0.7)
+                found[row] = colours(1, 1) * (rng.random() < 0.7)
     return found
 
 
@@ -103,6 +126,17 @@ def revoiced(mel: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     warped = np.clip(np.arange(bins) * np.exp(rng.uniform(-0.16, 0.16)), 0, bins - 1)
     liked = np.interp(np.linspace(0, 1, bins), np.linspace(0, 1, 5), rng.normal(0, 0.12, 5))
     return _stretched(mel.T, warped).T + (rng.normal(0, 0.15) + liked).astype(np.float32)
+
+
+def respoken(sound: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A sound [T] faster and higher or slower and lower (0.85 to 1.18: speed perturbation, Ko et al. 2015), in noise
+    whose high frequencies are softer, 10 to 40 dB below it."""
+    wanted = max(1, round(len(sound) * np.exp(rng.uniform(-0.16, 0.16))))
+    faster = np.interp(np.linspace(0, len(sound) - 1, wanted), np.arange(len(sound)), sound)
+    spectrum = np.fft.rfft(rng.normal(size=wanted)) / np.maximum(np.arange(wanted // 2 + 1), 1) ** rng.uniform(0, 0.8)
+    noise = np.fft.irfft(spectrum, wanted) if wanted > 1 else np.zeros(wanted)
+    level = np.abs(faster).std() / max(noise.std(), 1e-9) * 10 ** (-rng.uniform(10, 40) / 20)
+    return np.clip(faster + level * noise, -1, 1).astype(np.float32)
 
 
 def _stretched(rows: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -166,11 +166,26 @@ def sentences(pack: Pack, split: Split) -> list[str]:
 
 
 def spoken(pack: Pack, split: Split, count: int, seed: int) -> Iterator[Utterance]:
-    """`count` sentences of the pack, each in a voice, a room and noise of its own."""
+    """`count` sentences of the pack, each in a voice, a room and noise of its own; in every second one, names of its
+    pictures are said as questions that join a voice with a picture have them."""
     rng = random.Random(f"{seed}/{split}/sentences")
     texts = sentences(pack, split) if count else []
+    names = sorted({spoken_words(name) for _, name in named_pictures(pack, split)} - {""}) if count else []
     for _ in range(count):
-        yield Utterance(rng.choice(texts), topic="thing", style=rng.getrandbits(32))
+        words = rng.choice(texts)
+        if names and rng.random() < 0.5:
+            said = [rng.choice(names) for _ in range(3)]
+            words = rng.choice((*(f"{before} {a(said[0])}" for before in BEFORE), f"{said[0]} {said[1]} or {said[2]}"))
+        yield Utterance(words, topic="thing", style=rng.getrandbits(32))
+
+
+# What is said before a name.
+BEFORE = ("this is", "i see", "is this")
+
+
+def a(name: str) -> str:
+    """`a cup`, `an apple`."""
+    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def _cut(items: list) -> Iterator[tuple[int, list]]:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trisense.data.real.bank import name_of, named_pictures
+from trisense.data.real.bank import a, name_of, named_pictures
 from trisense.data.real.pack import Pack, Ref, Split
 from trisense.data.real.sample import Given, Spoken
 from trisense.data.real.tasks import NAME, SAY, SINGLE, Asked, Task, in_words, phrase
@@ -41,11 +41,6 @@ def shown(pack: Pack, split: Split) -> list[Shown]:
         file: sorted({name for ref, name in pictures if ref.file == file}) for file in {r.file for r, _ in pictures}
     }
     return [Shown(ref, name, files[ref.file]) for ref, name in pictures if len(files[ref.file]) > 2]
-
-
-def a(name: str) -> str:
-    """`a cup`, `an apple`."""
-    return f"an {name}" if name[0] in "aeiou" else f"a {name}"
 
 
 def said(rng: random.Random, words: str) -> Spoken:

@@ -17,6 +17,7 @@ from trisense.data.sources.stores import Embedded
 from trisense.data.world.draw import draw
 from trisense.data.world.facts import Scene, Utterance
 from trisense.data.world.speech import SAMPLING_RATE, speak
+from trisense.media import load_audio
 
 
 def asked(pack: Pack, sample: Sample) -> Conversation:
@@ -32,15 +33,16 @@ def asked(pack: Pack, sample: Sample) -> Conversation:
 
 
 def medium(pack: Pack, given: Medium, view: int = 0) -> Embedded:
-    """What a picture or sound is read from. view: 0 as it is; others redraw a picture, each in its own way. Equal for
-    equal arguments, as features that are kept for it need."""
+    """What a picture or sound is read from. view: 0 as it is; others redraw a picture or say a recording again, each
+    in its own way. Equal for equal arguments, as features that are kept for it need."""
     name = f"{given}, view {view}" if view else str(given)
     if isinstance(given, Spoken):
         return Embedded(name, lambda size: _wav(speak(Utterance(given.words, "thing", style=given.style))))
     if isinstance(given, Scene):
         return Embedded(name, lambda size: _png(draw(given)[0]))
     if view:
-        return Embedded(name, lambda size: _redrawn(pack.medium(given), view))
+        again = _redrawn if given.sense == "image" else _respoken
+        return Embedded(name, lambda size: again(pack.medium(given), view))
     if given.style:
         return Embedded(name, lambda size: _png(in_other_style(_opened(pack.medium(given)), given.style)))
     return Embedded(name, lambda size: pack.medium(given))
@@ -66,6 +68,13 @@ def _redrawn(encoded: bytes, view: int) -> bytes:
     rng = np.random.default_rng((view, *encoded[-16:]))
     picture = redrawn(torch.from_numpy(pixels.transpose(2, 0, 1))[None], rng)[0]
     return _png(Picture.fromarray((picture.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)))
+
+
+def _respoken(encoded: bytes, view: int) -> bytes:
+    """The recording as wav, said again as `view` and its size and bytes decide."""
+    from trisense.data.real.augment import respoken
+
+    return _wav(respoken(load_audio(encoded), np.random.default_rng((view, *encoded[-16:]))))
 
 
 def _wav(sound: np.ndarray) -> bytes:

@@ -13,11 +13,12 @@ import yaml
 
 from trisense.data.real.joined import JOINED
 from trisense.data.real.pack import Pack, Split
+from trisense.data.real.reading import READING
 from trisense.data.real.sample import Sample
 from trisense.data.real.tasks import SINGLE, Measuring, Task
 from trisense.errors import BadInput
 
-TASKS: dict[str, Task] = SINGLE | JOINED
+TASKS: dict[str, Task] = SINGLE | READING | JOINED
 
 
 def weights() -> dict[str, float]:

@@ -27,11 +27,11 @@ from trisense.recipe import read
 from trisense.stage import WarmupStage
 from trisense.train import spark
 from trisense.train.real import OFTEN, VIEWS, Real
-from trisense.train.spark import Run, real_texts
+from trisense.train.spark import Run, real_texts, sense_of
 from trisense.train.warmup import CELL
 from trisense.train.words import Words
 
-RECIPE = read("spark", ["real.samples=150", "real.sentences=3", "design.vocabulary=500"])
+RECIPE = read("spark", ["real.samples=400", "real.sentences=3", "design.vocabulary=500"])
 DESIGN = RECIPE.design
 SIDE, SUMMARY = 6, 8
 EMOJI, STRANGE = Ref("image", "pictures/noto72", 0), Ref("image", "scenes/nlvr_train", 0)
@@ -166,6 +166,21 @@ def test_most_samples_of_a_pack_can_be_told_in_words(real: Real, processor: Any)
     assert every["statements about scenes"] and not told["statements about scenes"]
     for task in ("name an emoji", "spoken digits", "nothing to name", "nobody speaks", "passages"):
         assert told[task] == every[task] > 0, task
+
+
+def test_views_are_misnamed_where_the_summary_says_another_name(real: Real, processor: Any):
+    model = build_model(DESIGN, processor).requires_grad_(False)
+    summary = sense_of(model, "image").summary
+    assert summary
+    other = next(ref for ref, name in real.called.items() if real.names.get(name, 0) and name != real.called[EMOJI])
+    number = real.names[real.called[EMOJI]]
+    summary.names.weight.zero_()[number, 0] = 1
+    summary.names.bias.zero_()[0] = 0.5
+    # The mean of what stands before the summary: the name where its first feature is 2, and "none" where it is -2.
+    views = [np.full((SIDE**2 + SUMMARY, 256), value, np.float16) for value in (2, -2)]
+    for view in views:
+        view[-SUMMARY:] *= -9
+    assert real.misnamed(model, {EMOJI: views, other: views, NUMBER: views}) == {EMOJI: {1}, other: {0, 1}}
 
 
 # --- the stages ----------------------------------------------------------------------------------------------------

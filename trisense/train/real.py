@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 
 from trisense.data.features import frozen_features
 from trisense.data.real.bank import RealBank, named_pictures, recorded
-from trisense.data.real.feed import RealFeed
+from trisense.data.real.feed import Misnamed, RealFeed
 from trisense.data.real.media import medium
 from trisense.data.real.mixture import Mixture
 from trisense.data.real.pack import Pack, Ref, Split
@@ -137,6 +138,20 @@ class Real:
             kept |= {one: [found[view] for view in several] for one, several in views.items()}
         return kept
 
+    @torch.no_grad()
+    def misnamed(self, model: TrisenseForConditionalGeneration, shown: Shown) -> Misnamed:
+        """Of pictures whose names are learned, the views whose summary says another name."""
+        summary = cast(Sense, model.senses["image"]).summary
+        if summary is None:
+            return {}
+        found: dict[Medium, set[int]] = {}
+        for ref in shown.keys() & self.called.keys():
+            if (number := self.names.get(self.called[cast(Ref, ref)])) is not None:
+                means = np.stack([view[: -summary.count].astype(np.float32).mean(0) for view in shown[ref]])
+                said = summary.names(torch.from_numpy(means).to(summary.names.weight)).argmax(-1)
+                found[ref] = {view for view, name in enumerate(said.tolist()) if name != number}
+        return found
+
     def written(self, words: Words, seed: int) -> Shown:
         """By picture and sound of all samples, its views in words: ids [S, K] in place of features. What a sound says
         is heard at other moments in each; what nobody wrote down is left out."""
@@ -156,9 +171,9 @@ class Real:
         given = (one for sample in (*self.samples, *self.tested) for one in sample.given)
         return list(dict.fromkeys(one for one in given if not isinstance(one, str)))
 
-    def feed(self, shown: Shown, seed: int, written: bool = False) -> RealFeed:
+    def feed(self, shown: Shown, seed: int, written: bool = False, misnamed: Misnamed | None = None) -> RealFeed:
         """What is learned from: the samples all of whose media are in `shown`; in words, those that words tell."""
-        return RealFeed(self._told(self.samples, shown, written), shown, seed)
+        return RealFeed(self._told(self.samples, shown, written), shown, seed, misnamed or {})
 
     def tested_feed(self, shown: Shown, written: bool = False) -> RealFeed:
         return RealFeed(self._told(self.tested, shown, written), shown, 0)

@@ -358,7 +358,8 @@ def _converse(
     feed: Conversations = world
     if real is not None:
         assert run.real
-        feed = Mixed(world, run.real.feed(real, run.seed, written), stage.real, run.seed)
+        misnamed = None if written else run.real.misnamed(run.model, real)
+        feed = Mixed(world, run.real.feed(real, run.seed, written, misnamed), stage.real, run.seed)
         if (tested := run.real.tested_feed(real, written)).samples:
             held.append((tested, list(range(512))))
 

@@ -58,9 +58,11 @@ def test_a_nameless_picture_may_be_in_quarters_or_in_tiles() -> None:
     """Of a picture with a value of its own in each place, quarters hold every other place four times, and tiles all of
     them once."""
     one = torch.arange(48.0 * 48).reshape(1, 1, 48, 48).expand(1, 3, 48, 48) / 48**2
-    found = [nameless(one, np.random.default_rng(seed))[0, 0] for seed in range(40)]
+    found = [nameless(one.expand(2, -1, -1, -1), np.random.default_rng(seed))[0, 0] for seed in range(60)]
+    alone = [nameless(one, np.random.default_rng(seed))[0, 0] for seed in range(60)]
     quarters = torch.cat([torch.cat([one[0, 0, ::2, ::2]] * 2, 1)] * 2)
     assert any(torch.equal(made, quarters) for made in found)
+    assert not any(torch.equal(made, quarters) for made in alone), "of one alone, each quarter would show it"
     tiles = [made for made in found if torch.equal(made.flatten().sort()[0], one[0, 0].flatten())]
     assert tiles and not any(torch.equal(made, one[0, 0]) for made in tiles)
     for made in tiles:  # of 12 x 12, in which neighbours are still neighbours

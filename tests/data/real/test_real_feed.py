@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,24 @@ def test_a_conversation_holds_one_view_and_its_answer() -> None:
         again = feed().prompt(number, processor)
         assert np.array_equal(prompt.ids, again.ids) and np.array_equal(prompt.values[0], again.values[0])
     assert seen == {0, 1, 2, 3}
+
+
+def test_of_a_view_in_which_a_picture_is_not_recognised_one_cannot_tell() -> None:
+    """But only when asked what it is; other questions keep their answers."""
+    processor, plain, told = Processor.from_folder(tiny_models.folder()), feed(), Counter[tuple[str, bool, str]]()
+    unsure = dataclasses.replace(plain, misnamed={PICTURE: {1, 3}})
+    for number in range(60):
+        prompt = unsure.prompt(number, processor)
+        (question,) = unsure.questions(number)
+        assert processor.tokenizer.decode(prompt.ids[prompt.mask].tolist()).strip() == question.answer
+        assert np.array_equal(prompt.values[0], plain.prompt(number, processor).values[0]), "the same views as ever"
+        told[plain.sample(number).task, prompt.values[0][0, 0] in (1, 3), question.answer] += 1
+    assert set(told) == {
+        ("see", True, "I can't tell."),
+        ("see", False, "cup"),
+        ("both", True, "here"),
+        ("both", False, "here"),
+    }
 
 
 def test_feeds_are_mixed_by_their_share() -> None:

@@ -32,6 +32,13 @@ def test_views_of_a_picture(pack: Pack) -> None:
     assert np.array_equal(drawn, np.asarray(load_image(medium(pack, Ref("image", "pictures/noto72", 3, style=5)))))
 
 
+def test_of_a_spoilt_picture_nothing_is_left(pack: Pack) -> None:
+    made = [medium(pack, replace(EMOJI, spoilt=number)) for number in (1, 2, 1)]
+    assert made[0] == made[2] != made[1] != medium(pack, EMOJI)
+    seen = [np.asarray(load_image(one)) for one in made]
+    assert np.array_equal(seen[0], seen[2]) and not np.array_equal(seen[0], seen[1]) and seen[0].shape == (128, 128, 3)
+
+
 def test_views_of_a_recording(pack: Pack) -> None:
     recording = Ref("audio", "speech/fsdd", 2)
     plain = load_audio(medium(pack, recording))

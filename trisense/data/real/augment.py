@@ -67,7 +67,7 @@ def redrawn(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 def nameless(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Pictures [N, 3, S, S], 0 to 1, of which none shows one thing: quarters of several pictures, one cut into tiles
     that were shuffled, a spot of one seen from too near, two through each other, a wash of colours, patches, stripes,
-    noise, or next to nothing."""
+    noise, or next to nothing. Where there is but one picture, it is cut into tiles in place of quarters and of two."""
     count, _, side, _ = pictures.shape
     found = torch.empty_like(pictures)
     half, tile = side // 2, side // 4
@@ -79,7 +79,8 @@ def nameless(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         return torch.from_numpy(rng.random((3, *shape)).astype(np.float32))
 
     for row in range(count):
-        match int(rng.integers(0, 10)):
+        kind = int(rng.integers(0, 10))
+        match 1 if count == 1 and kind in (0, 4) else kind:
             case 0:
                 others = pictures[torch.from_numpy(rng.integers(0, count, 4))]
                 rows = [torch.cat([others[i, :, ::2, ::2], others[i + 1, :, ::2, ::2]], 2) for i in (0, 2)]
@@ -94,7 +95,7 @@ def nameless(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
                 top, left = rng.integers(0, side - near, 2)
                 found[row] = widened(pictures[row, :, top : top + near, left : left + near])
             case 4:
-                other = pictures[(row + int(rng.integers(1, max(2, count)))) % count]
+                other = pictures[(row + int(rng.integers(1, count))) % count]
                 found[row] = (pictures[row] + other.transpose(1, 2)) / 2
             case 5:
                 found[row] = widened(colours(*rng.integers(2, 13, 2)))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from trisense.chat import Audio, Image, Part, Text
-from trisense.data.real.sample import Medium, Sample, is_picture
+from trisense.data.real.sample import Given, Medium, Sample, is_picture
+from trisense.data.real.tasks import CANNOT_TELL, NAME
 from trisense.data.world.feed import converse
 from trisense.data.world.single import Question
 from trisense.prompt import Processor, Prompt, fan, featured
+
+Misnamed = Mapping[Medium, Set[int]]
 
 
 class Conversations(Protocol):
@@ -26,31 +29,41 @@ class Conversations(Protocol):
 @dataclass(frozen=True)
 class RealFeed:
     """features: of each picture and sound of the samples, [S, E] of one view or several, of which a conversation takes
-    one by chance."""
+    one by chance. misnamed: views of pictures in which the encoder does not recognise what they show; the answer to
+    what that is, is then that one cannot tell (R-Tuning, Zhang et al. 2024, arXiv:2311.09677: a model that learns to
+    answer what it does not know learns to invent)."""
 
     samples: Sequence[Sample]
     features: Mapping[Medium, Sequence[np.ndarray]]
     seed: int
+    misnamed: Misnamed = field(default_factory=dict)
 
     def sample(self, number: int) -> Sample:
         return random.Random(f"{self.seed}/real/{number}").choice(self.samples)
 
     def prompt(self, number: int, processor: Processor) -> Prompt:
         """Conversation `number`, rendered; `values` are features in place of pixels and mels."""
-        sample, rng = self.sample(number), random.Random(f"{self.seed}/views/{number}")
         parts: list[Part] = []
-        for given in sample.given:
+        for given, view in self._views(number):
             if isinstance(given, str):
                 parts.append(Text(text=given))
                 continue
-            values = rng.choice(self.features[given])
+            values = self.features[given][view]
             parts.append(Image(image=values) if is_picture(given) else Audio(audio=values))
         return fan([featured(converse(tuple(parts), self.questions(number)), processor)])
 
     def questions(self, number: int) -> list[Question]:
         """The question of conversation `number`; its task stands where one about the world has its senses."""
-        sample = self.sample(number)
-        return [Question(sample.question, sample.answer, (sample.task,), sample.task)]
+        sample, answer = self.sample(number), self.sample(number).answer
+        if sample.question in NAME and any(view in self.misnamed.get(given, ()) for given, view in self._views(number)):
+            answer = CANNOT_TELL
+        return [Question(sample.question, answer, (sample.task,), sample.task)]
+
+    def _views(self, number: int) -> list[tuple[Given, int]]:
+        """What is given in conversation `number`, and which view of it."""
+        rng = random.Random(f"{self.seed}/views/{number}")
+        given = self.sample(number).given
+        return [(one, 0 if isinstance(one, str) else rng.randrange(len(self.features[one]))) for one in given]
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ def medium(pack: Pack, given: Medium, view: int = 0) -> Embedded:
     if view:
         again = _redrawn if given.sense == "image" else _respoken
         return Embedded(name, lambda size: again(pack.medium(given), view))
+    if given.spoilt:
+        return Embedded(name, lambda size: _spoilt(pack.medium(given), given.spoilt))
     if given.style:
         return Embedded(name, lambda size: _png(in_other_style(_opened(pack.medium(given)), given.style)))
     return Embedded(name, lambda size: pack.medium(given))
@@ -67,7 +69,23 @@ def _redrawn(encoded: bytes, view: int) -> bytes:
     pixels = np.asarray(_opened(encoded), np.float32) / 255
     rng = np.random.default_rng((view, *encoded[-16:]))
     picture = redrawn(torch.from_numpy(pixels.transpose(2, 0, 1))[None], rng)[0]
-    return _png(Picture.fromarray((picture.numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)))
+    return _pixels(picture.numpy())
+
+
+def _spoilt(encoded: bytes, number: int) -> bytes:
+    """A picture of nothing made of this one, as PNG, as `number` decides."""
+    import torch
+
+    from trisense.data.real.augment import nameless
+
+    pixels = np.asarray(_opened(encoded).resize((128, 128), Picture.Resampling.BICUBIC), np.float32) / 255
+    picture = nameless(torch.from_numpy(pixels.transpose(2, 0, 1))[None], np.random.default_rng(number))[0]
+    return _pixels(picture.numpy())
+
+
+def _pixels(picture: np.ndarray) -> bytes:
+    """A picture [3, H, W], 0 to 1, as PNG."""
+    return _png(Picture.fromarray((picture.transpose(1, 2, 0) * 255).round().astype(np.uint8)))
 
 
 def _respoken(encoded: bytes, view: int) -> bytes:

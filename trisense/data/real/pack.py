@@ -21,12 +21,14 @@ MEDIA = ("image", "audio")
 @dataclass(frozen=True, order=True)
 class Ref:
     """One picture or sound of a pack: the row of a file. Equal and hashable, so that features can be kept for it.
-    style: of a picture that is drawn anew (`trisense.data.real.style`); 0 for the picture as it is."""
+    style: of a picture that is drawn anew (`trisense.data.real.style`); 0 for the picture as it is. spoilt: of one of
+    which nothing is left that has a name (`trisense.data.real.augment.nameless`)."""
 
     sense: Literal["image", "audio"]
     file: str
     row: int
     style: int = 0
+    spoilt: int = 0
 
 
 @dataclass(frozen=True)

@@ -166,9 +166,12 @@ def lettered(scene: Scene) -> str:
 
 
 def _nameless(pack: Pack, split: Split) -> list[Ref]:
-    """Pictures of many things, which have no name."""
-    files = ("scenes/nlvr_train",) if split == "train" else ("scenes/nlvr_dev",)
-    return [Ref("image", file, number) for file in files for number, _ in pack.rows(file, split)]
+    """Pictures of many things, which have no name; in training also named ones of which nothing is left."""
+    file = "scenes/nlvr_train" if split == "train" else "scenes/nlvr_dev"
+    scenes = [Ref("image", file, number) for number, _ in pack.rows(file, split)]
+    if split == "dev":
+        return scenes
+    return scenes + [replace(ref, spoilt=number + 1) for number, (ref, _) in enumerate(named_pictures(pack, split))]
 
 
 def _nameless_picture(rng: random.Random, ref: Ref) -> Asked:

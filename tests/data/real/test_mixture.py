@@ -37,6 +37,8 @@ def test_single_sources(pack: Pack) -> None:
     )
     digit = one(pack, "spoken digits")[1]
     assert (digit.question, digit.answer, digit.accepted) == ("Which digit is spoken?", "one", ("1",))
+    among_commands = one(pack, "spoken digits, unheard speakers")
+    assert [(s.answer, s.accepted) for s in among_commands] == [("zero", ("0",))], "bed, cat and happy are none"
     statement = one(pack, "statements about scenes")[1]
     assert statement.question == "Is this true? There is 1 box."
     assert (statement.answer, statement.accepted) == ("no", ("false",))

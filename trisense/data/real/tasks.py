@@ -194,6 +194,11 @@ def _say(rng: random.Random, subject: tuple[Given, str]) -> Asked:
     return Asked((subject[0],), phrase(rng, SAY), subject[1])
 
 
+def _digits_of_many(pack: Pack, split: Split) -> list[tuple[Ref, str]]:
+    """Digits among the commands, whose speakers are all others in dev than in train."""
+    return [(ref, word) for ref, word in _speech("speech/speech_commands")(pack, split) if word in DIGITS]
+
+
 def _digit(rng: random.Random, subject: tuple[Ref, str]) -> Asked:
     ref, word = subject
     asked = phrase(rng, ("Which digit is spoken?", "Which number does the speaker say?", *SAY))
@@ -344,6 +349,7 @@ SINGLE: dict[str, Task] = {
     "drawn numbers": Task(_numbers, _drawn_number),
     "drawn words": Task(_drawn_words, _drawn_word),
     "spoken digits": Task(_speech("speech/fsdd"), _digit),
+    "spoken digits, unheard speakers": Task(_digits_of_many, _digit),
     "commands": Task(_speech("speech/speech_commands", "speech/wake_words"), _say),
     "spoken words": Task(_speech("speech/gcompris_en"), _say),
     "orders": Task(_orders, _order),

@@ -66,7 +66,7 @@ class See(nn.Module):
             raise BadInput("design.senses.image: to see, it takes a summary of some vectors, for some names")
         self.where = nn.Linear(sense.options.width, 2)
         # Convolutions learn a fifth faster so on a CPU (docs/log.md), and on GPUs with tensor cores.
-        sense.encoder.to(memory_format=torch.channels_last)
+        nn.Module.to(sense.encoder, memory_format=torch.channels_last)
 
     @property
     def naming(self) -> Naming:

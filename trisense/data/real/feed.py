@@ -55,7 +55,8 @@ class RealFeed:
     def questions(self, number: int) -> list[Question]:
         """The question of conversation `number`; its task stands where one about the world has its senses."""
         sample, answer = self.sample(number), self.sample(number).answer
-        if sample.question in NAME and any(view in self.misnamed.get(given, ()) for given, view in self._views(number)):
+        viewed = [(one, view) for one, view in self._views(number) if not isinstance(one, str)]
+        if sample.question in NAME and any(view in self.misnamed.get(one, ()) for one, view in viewed):
             answer = CANNOT_TELL
         return [Question(sample.question, answer, (sample.task,), sample.task)]
 

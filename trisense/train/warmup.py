@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -66,7 +66,8 @@ class See(nn.Module):
             raise BadInput("design.senses.image: to see, it takes a summary of some vectors, for some names")
         self.where = nn.Linear(sense.options.width, 2)
         # Convolutions learn a fifth faster so on a CPU (docs/log.md), and on GPUs with tensor cores.
-        nn.Module.to(sense.encoder, memory_format=torch.channels_last)
+        encoder: Any = sense.encoder
+        encoder.to(memory_format=torch.channels_last)
 
     @property
     def naming(self) -> Naming:

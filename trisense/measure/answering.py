@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 import wave
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -16,6 +15,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from PIL import Image as Picture
+from transformers.generation.streamers import BaseStreamer
 
 from trisense.chat import Conversation
 from trisense.engines import PACKAGED
@@ -96,11 +96,10 @@ def bench_spark(model: str = "spark", rounds: int = 5) -> Speed:
     sides = _Ours(folder), _Theirs(folder)
     for turn in range(rounds + 1):
         conversation = _asked(turn)  # another one each time: nothing that was read before can be used
-        times = [_timed(side.answer, conversation, 1) for side in sides]
-        whole = [_timed(side.answer, conversation, TOKENS + 1) for side in sides]
+        times = [side.answer(conversation, TOKENS + 1) for side in sides]
         if turn:
-            first.append(times)
-            rates.append([TOKENS / (long - short) for long, short in zip(whole, times, strict=True)])
+            first.append([to_first for to_first, _ in times])
+            rates.append([TOKENS / rest for _, rest in times])
     return Speed(model, torch.get_num_threads(), os.getloadavg()[0], _medians(cold), _medians(first), _medians(rates))
 
 
@@ -113,9 +112,13 @@ class _Ours:
         layout = self.processor.layout.model_copy(update={"answer": endless})
         self.engine.processor = replace(self.processor, layout=layout)
 
-    def answer(self, conversation: Conversation, tokens: int) -> None:
+    def answer(self, conversation: Conversation, tokens: int) -> tuple[float, float]:
+        """Seconds to the first token, and from it to the last."""
+        began = time.perf_counter()
         state = self.engine.prefill(self.processor.prompt(conversation))
-        assert sum(1 for _ in self.engine.stream(state, max_new_tokens=tokens)) == tokens
+        times = [time.perf_counter() for _ in self.engine.stream(state, max_new_tokens=tokens)]
+        assert len(times) == tokens
+        return times[0] - began, times[-1] - times[0]
 
 
 class _Theirs:
@@ -124,10 +127,26 @@ class _Theirs:
         self.model = load_model(folder, torch.float32).eval()
 
     @torch.inference_mode()
-    def answer(self, conversation: Conversation, tokens: int) -> None:
+    def answer(self, conversation: Conversation, tokens: int) -> tuple[float, float]:
+        """As `_Ours.answer`."""
+        began, clock = time.perf_counter(), _Clock()
         inputs = self.processor.apply_chat_template(conversation, return_tensors="pt")
-        said = self.model.generate(**inputs, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False)
-        assert said.shape[1] == inputs["input_ids"].shape[1] + tokens
+        self.model.generate(**inputs, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False, streamer=clock)
+        _, *times = clock.times
+        assert len(times) == tokens
+        return times[0] - began, times[-1] - times[0]
+
+
+class _Clock(BaseStreamer):
+    """When `generate` hands over the prompt, and then each token."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None: ...
 
 
 def _given(seed: int) -> tuple[Picture.Image, np.ndarray, str]:
@@ -166,12 +185,6 @@ def _first_word(command: list[str]) -> float:
         if process.wait() or not said:
             raise RuntimeError(f"{command}: {process.stderr.read().decode()}")
     return took
-
-
-def _timed(work: Callable[..., object], *arguments: object) -> float:
-    began = time.perf_counter()
-    work(*arguments)
-    return time.perf_counter() - began
 
 
 def _medians(pairs: list) -> tuple[float, float]:

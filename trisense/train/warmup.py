@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -65,9 +65,6 @@ class See(nn.Module):
         if not sense.options.summary:
             raise BadInput("design.senses.image: to see, it takes a summary of some vectors, for some names")
         self.where = nn.Linear(sense.options.width, 2)
-        # Convolutions learn a fifth faster so on a CPU (docs/log.md), and on GPUs with tensor cores.
-        encoder: Any = sense.encoder
-        encoder.to(memory_format=torch.channels_last)
 
     @property
     def naming(self) -> Naming:

@@ -227,6 +227,22 @@ def test_a_batch_of_see_has_the_world_numbers_and_named_pictures(
     assert all(torch.equal(again.inputs[name], values) for name, values in batches[2].inputs.items())
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_convolutions_are_channels_last_while_they_learn_but_for_fsdp(
+    processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: str
+):
+    """FSDP refuses weights that are not contiguous."""
+    own, seen = dataclasses.replace(run(None, processor, tmp_path), options={"parallel": parallel}), []
+    encoder = sense_of(own.model, "image").encoder
+
+    def whole() -> bool:
+        return all(weight.is_contiguous() for weight in encoder.parameters())
+
+    monkeypatch.setattr(spark, "train", lambda learner, batch_at, *rest, **options: seen.append(whole()))
+    spark._see(own, WarmupStage(learns="see", steps=1, batch_size=4, lr=1e-3), tmp_path)
+    assert seen == [parallel == "fsdp"] and whole()
+
+
 def test_without_a_pack_see_learns_from_the_world_alone(
     processor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -298,13 +298,13 @@ def _see(run: Run, stage: WarmupStage, out: Path) -> None:
             f"design.senses.image.names={sense.options.names}: the data has {len(called.numbers)} names, and one more "
             "is for none; give more"
         )
-    # Convolutions learn a quarter faster so on a CPU (docs/log.md). Afterwards they are as in a model that is loaded,
-    # whose features are then the same to the bit.
-    see, encoder = See(sense).requires_grad_(), sense.encoder
+    # Convolutions learn a quarter faster so on a CPU (docs/log.md); FSDP takes no weights that are laid out otherwise.
+    # Afterwards they are as in a model that is loaded, whose features are then the same to the bit.
+    encoder = sense.encoder
     for weight in encoder.parameters():
-        if weight.dim() == 4:
+        if weight.dim() == 4 and run.options.get("parallel") != "fsdp":
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    run.train(see, batch_at, stage, out, evaluate=evaluate)
+    run.train(See(sense).requires_grad_(), batch_at, stage, out, evaluate=evaluate)
     for weight in encoder.parameters():
         weight.data = weight.data.clone(memory_format=torch.contiguous_format)
 

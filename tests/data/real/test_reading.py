@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from trisense.data.real.mixture import Mixture
 from trisense.data.real.pack import Pack
-from trisense.data.real.reading import told
+from trisense.data.real.reading import READING, told
 
 FACTS = {
     ("What is the capital of Peru?", "Lima"): "The capital of Peru is Lima.",
@@ -47,12 +49,14 @@ def test_training_asks_as_people_type(pack: Pack) -> None:
 
 
 def test_missing_words_stand_between_those_that_are_asked_about(pack: Pack) -> None:
-    samples = list(Mixture(pack, "train", 0).every("missing words"))
-    assert samples
-    for sample in samples:
-        before, after = sample.question.removeprefix("Which words are missing: ").removesuffix("?").split(" ... ")
-        assert f"{before} {sample.answer} {after}" in str(sample.given[0])
-        assert 1 <= len(sample.answer.split()) <= 4
+    (words, *_), lengths = Mixture(pack, "train", 0).subjects("missing words"), set()
+    for seed in range(60):
+        asked = READING["missing words"].ask(Random(seed), words)
+        question = asked.question.partition(": ")[2].removesuffix("?")
+        before, after = question.split(" ... ")
+        assert f"{before} {asked.answer} {after}" in str(asked.given[0])
+        lengths.add(len(asked.answer.split()))
+    assert lengths == {1, 2, 3, 4}
 
 
 def test_what_is_measured_is_the_same_each_time(pack: Pack) -> None:

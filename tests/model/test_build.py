@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import tiny_models
@@ -214,6 +214,45 @@ def test_a_model_begins_with_the_weights_of_another_that_knows_fewer_words() -> 
     torch.testing.assert_close(own[new], before[pieces].mean(0))
 
 
+def deep(layers: int) -> Design:
+    text, audio = ({**(part or {}), "num_hidden_layers": layers} for part in (design().text, design().audio))
+    return design(text=text, audio=audio)
+
+
+def test_a_deeper_model_begins_by_saying_what_the_other_says() -> None:
+    """Its new layers stand between those of the other and add nothing yet, but learn."""
+    words = train_tokenizer(TEXTS, design())
+    torch.manual_seed(0)
+    model, other = (build_model(d, build_processor(d, words)).eval() for d in (deep(3), deep(2)))
+    ids, sound = torch.randint(100, 250, (1, 12)), torch.randn(2, 80, 64)
+    with torch.no_grad():
+        for layer in cast(Any, other.senses["audio"]).encoder.layers:  # as if it had learned
+            layer.norm_out.weight.uniform_(0.5, 1.5), layer.norm_out.bias.uniform_(-0.5, 0.5)
+    drawn = cast(Any, model.senses["audio"]).encode(sound).detach()
+    assert begin_with(model, words, other, words) == []
+    torch.testing.assert_close(model(input_ids=ids).logits, other(input_ids=ids).logits)
+    heard, before = (cast(Any, one.senses["audio"]).encode(sound) for one in (model, other))
+    far = (drawn - before).norm()
+    assert (heard - before).norm() < 0.2 * far, "normalised once more, so nearly"
+    layers: Any = model.language_model.get_submodule("model.layers")
+    theirs: Any = other.language_model.get_submodule("model.layers")
+    for mine, old in ((0, 0), (1, 1)):
+        assert torch.equal(layers[mine].mlp.up_proj.weight, theirs[old].mlp.up_proj.weight)
+    new = layers[2]
+    assert not new.self_attn.o_proj.weight.any() and new.self_attn.q_proj.weight.any()
+    model(input_ids=ids).logits.square().sum().backward()
+    assert new.self_attn.o_proj.weight.grad.any() and new.mlp.down_proj.weight.grad.any()
+
+
+def test_of_a_deeper_model_no_layer_is_left_out() -> None:
+    words = train_tokenizer(TEXTS, design())
+    shallow, same = deep(1), design(text=deep(2).text)
+    model, ears, other = (build_model(d, build_processor(d, words)) for d in (shallow, same, deep(2)))
+    assert begin_with(ears, words, other, words) == ["senses.audio.encoder"]
+    with pytest.raises(BadInput, match=r"begin with has 2 layers in language_model\.model\.layers, this design 1"):
+        begin_with(model, words, other, words)
+
+
 def eyes(hidden: int, **options: Any) -> Design:
     """A design whose picture encoder is `hidden` wide, with other options of its sense."""
     vision = {**design().vision, "hidden_sizes": [8, hidden]}  # pyright: ignore[reportGeneralTypeIssues]
@@ -227,6 +266,7 @@ def eyes(hidden: int, **options: Any) -> Design:
         (eyes(16, projector="residual"), ["senses.image.projector"]),
         (eyes(24), ["senses.image.encoder", "senses.image.projector"]),
         (eyes(16, summary=2, names=5), ["senses.image.summary"]),
+        (design(vision={**(design().vision or {}), "depths": [1, 2]}), ["senses.image.encoder"]),
         (
             eyes(24, summary=2, names=5, projector="naming", classes=[3, 4]),
             ["senses.image.encoder", "senses.image.projector", "senses.image.summary"],

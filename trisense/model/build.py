@@ -1,8 +1,9 @@
-"""Recipe -> model and processor, from nothing."""
+"""Recipe -> model and processor, from nothing or from a smaller model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,10 @@ SHARPNESS = 1.6
 # between a person and a thing), and how much larger the logit there is: at 14 neighbours get some of the attention too.
 LOOK_BACK = (1, 2, 3, 5)
 STRENGTH = 14.0
+# A layer among others, in the name of a weight; and the parts by which a layer of Llama or Parakeet adds to what it was
+# given.
+LAYER = re.compile(r"(.*\.layers)\.(\d+)\.(.*)")
+ADDS = {"o_proj", "down_proj", "linear2", "pointwise_conv2"}
 
 
 def train_tokenizer(texts: Iterable[str], design: Design) -> TextTokenizer:
@@ -92,17 +97,30 @@ def begin_with(
     senses that the other has not or has in another shape, which begin from nothing.
 
     A token that both have keeps its embedding; a new one begins as the mean of those that the other model would have
-    written it with. Raises BadInput where a weight of the language model is missing or has another shape.
+    written it with. Of more layers than the other has, the new ones stand between its own and begin by adding nothing
+    (after Net2DeeperNet, Chen et al. 2016, arXiv:1511.05641), where it is known by what they add. Raises BadInput where
+    the language model has fewer layers, or a weight of another shape.
     """
     own, theirs = model.state_dict(), other.state_dict()
+    anew: list[str] = []
+    deeper: dict[str, int] = {}
+    before = _depths(theirs)
+    for stack, depth in _depths(own).items():
+        adds = any(name.startswith(f"{stack}.") and ADDS & set(name.split(".")) for name in own)
+        if adds and depth > before.get(stack, depth):
+            deeper[stack] = depth
+        elif depth < before.get(stack, depth):
+            if not stack.startswith("senses."):
+                raise BadInput(f"the model to begin with has {before[stack]} layers in {stack}, this design {depth}")
+            anew.append(_part(stack))
+    theirs = _grown(own, theirs, deeper)
     embeddings = {f"language_model.{name}" for name, _ in model.language_model.named_parameters() if "embed" in name}
     embeddings |= {name for name in own if name.endswith("lm_head.weight")}
-    anew: list[str] = []
     for name, weight in own.items():
         found = theirs.get(name)
         if found is None or (found.shape != weight.shape and name not in embeddings):
             if name.startswith("senses."):
-                anew.append(".".join(name.split(".")[:3]))  # senses.image.encoder
+                anew.append(_part(name))
                 continue
             shape = "nothing" if found is None else f"{list(found.shape)}"
             raise BadInput(f"the model to begin with has {shape} for {name}, this design {list(weight.shape)}")
@@ -120,6 +138,51 @@ def begin_with(
             if pieces:
                 weight[number] = found[pieces].float().mean(0).to(weight)
     return list(dict.fromkeys(anew))
+
+
+def _part(name: str) -> str:
+    """The part of a sense that a weight belongs to: `senses.image.encoder`."""
+    return ".".join(name.split(".")[:3])
+
+
+def _depths(weights: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """How many layers each stack of layers has, by what its weights' names begin with."""
+    found: dict[str, int] = {}
+    for name in weights:
+        if layer := LAYER.fullmatch(name):
+            found[layer[1]] = max(found.get(layer[1], 0), int(layer[2]) + 1)
+    return found
+
+
+def _grown(
+    own: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor], depths: Mapping[str, int]
+) -> dict[str, torch.Tensor]:
+    """The weights `theirs` with layers of `own` between them, in the stacks of `depths` as many as it says. A new layer
+    is as it was drawn but for what it adds, which is nothing, and for Parakeet's normalisation at its end, which
+    leaves alone, as nearly as it can, what the layer before has normalised."""
+    before = _depths(theirs)
+    # Where the layers of a stack that grows come to stand.
+    places = {stack: [k * depth // before[stack] for k in range(before[stack])] for stack, depth in depths.items()}
+    found: dict[str, torch.Tensor] = {}
+    for name, weight in theirs.items():
+        layer = LAYER.fullmatch(name)
+        if layer and layer[1] in places:
+            name = f"{layer[1]}.{places[layer[1]][int(layer[2])]}.{layer[3]}"
+        found[name] = weight
+    for name, weight in own.items():
+        layer = LAYER.fullmatch(name)
+        if not (layer and layer[1] in places) or int(layer[2]) in places[layer[1]]:
+            continue
+        stack, number, part = layer[1], int(layer[2]), layer[3]
+        if ADDS & set(part.split(".")):
+            weight = torch.zeros_like(weight)
+        elif part.startswith("norm_out."):
+            below = max(place for place in places[stack] if place < number)
+            scale, shift = (found[f"{stack}.{below}.norm_out.{one}"].float() for one in ("weight", "bias"))
+            spread = (scale.square().mean() + shift.var(correction=0)).sqrt()
+            weight = torch.full_like(weight, float(spread if part.endswith("weight") else shift.mean()))
+        found[name] = weight
+    return found
 
 
 def _look_alike(language_model: nn.Module) -> None:

@@ -59,6 +59,18 @@ def test_missing_words_stand_between_those_that_are_asked_about(pack: Pack) -> N
     assert lengths == {1, 2, 3, 4}
 
 
+def test_little_text_is_learned_from_too_but_never_measured_with(pack: Pack) -> None:
+    mixture = Mixture(pack, "train", 0)
+    words: list[str] = mixture.subjects("missing words")[0]
+    learned = [READING["missing words"].ask(Random(seed), words) for seed in range(40)]
+    lengths = {len(str(asked.given[0]).split()) for asked in learned}
+    assert min(lengths) < 35 and max(lengths) <= 70
+    assert {len(str(one.given[0]).split()) for one in mixture.every("missing words")} == {min(70, len(words))}
+    facts = [READING["fact in a text"].ask(Random(seed), mixture.subjects("fact in a text")[0]) for seed in range(40)]
+    assert min(str(asked.given[0]).count(".") for asked in facts) < 3
+    assert min(str(one.given[0]).count(".") for one in mixture.every("fact in a text")) >= 3
+
+
 def test_what_is_measured_is_the_same_each_time(pack: Pack) -> None:
     for task in ("fact in a text", "fact not in a text", "missing words"):
         assert list(Mixture(pack, "train", 0).every(task)) == list(Mixture(pack, "train", 0).every(task)) != []

@@ -179,8 +179,8 @@ def spoken(pack: Pack, split: Split, count: int, seed: int) -> Iterator[Utteranc
         yield Utterance(words, topic="thing", style=rng.getrandbits(32))
 
 
-# What is said before a name.
-BEFORE = ("this is", "i see", "is this")
+# What is said before a name, in the questions that join a voice with a picture.
+BEFORE = THIS_IS, I_SEE, IS_THIS = "this is", "i see", "is this"
 
 
 def a(name: str) -> str:

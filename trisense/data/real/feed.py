@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from trisense.chat import Audio, Image, Part, Text
-from trisense.data.real.sample import Given, Medium, Sample, is_picture
+from trisense.data.real.sample import Medium, Sample, is_picture
 from trisense.data.real.tasks import CANNOT_TELL, NAME
 from trisense.data.world.feed import converse
 from trisense.data.world.single import Question
@@ -43,28 +43,30 @@ class RealFeed:
 
     def prompt(self, number: int, processor: Processor) -> Prompt:
         """Conversation `number`, rendered; `values` are features in place of pixels and mels."""
+        sample, views = self.sample(number), self._views(number)
         parts: list[Part] = []
-        for given, view in self._views(number):
+        for given, view in zip(sample.given, views, strict=True):
             if isinstance(given, str):
                 parts.append(Text(text=given))
                 continue
             values = self.features[given][view]
             parts.append(Image(image=values) if is_picture(given) else Audio(audio=values))
-        return fan([featured(converse(tuple(parts), self.questions(number)), processor)])
+        return fan([featured(converse(tuple(parts), [self._question(sample, views)]), processor)])
 
     def questions(self, number: int) -> list[Question]:
         """The question of conversation `number`; its task stands where one about the world has its senses."""
-        sample, answer = self.sample(number), self.sample(number).answer
-        viewed = [(one, view) for one, view in self._views(number) if not isinstance(one, str)]
-        if sample.question in NAME and any(view in self.misnamed.get(one, ()) for one, view in viewed):
-            answer = CANNOT_TELL
-        return [Question(sample.question, answer, (sample.task,), sample.task)]
+        return [self._question(self.sample(number), self._views(number))]
 
-    def _views(self, number: int) -> list[tuple[Given, int]]:
-        """What is given in conversation `number`, and which view of it."""
+    def _question(self, sample: Sample, views: Sequence[int]) -> Question:
+        viewed = [(one, view) for one, view in zip(sample.given, views, strict=True) if not isinstance(one, str)]
+        unknown = sample.question in NAME and any(view in self.misnamed.get(one, ()) for one, view in viewed)
+        return Question(sample.question, CANNOT_TELL if unknown else sample.answer, (sample.task,), sample.task)
+
+    def _views(self, number: int) -> list[int]:
+        """Which view of each thing given in conversation `number`."""
         rng = random.Random(f"{self.seed}/views/{number}")
         given = self.sample(number).given
-        return [(one, 0 if isinstance(one, str) else rng.randrange(len(self.features[one]))) for one in given]
+        return [0 if isinstance(one, str) else rng.randrange(len(self.features[one])) for one in given]
 
 
 @dataclass(frozen=True)

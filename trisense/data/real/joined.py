@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trisense.data.real.bank import a, name_of, named_pictures
+from trisense.data.real.bank import I_SEE, IS_THIS, THIS_IS, a, name_of, named_pictures
 from trisense.data.real.pack import Pack, Ref, Split
 from trisense.data.real.sample import Given, Spoken
 from trisense.data.real.tasks import NAME, SAY, SINGLE, Asked, Task, in_words, phrase
@@ -58,7 +58,7 @@ def _spoken_question(rng: random.Random, one: Shown) -> Asked:
         return Asked((one.picture, said(rng, rng.choice(NAME))), asked, one.name)
     truth = rng.random() < 0.5
     name = one.name if truth else one.other(rng)
-    return Asked((one.picture, said(rng, f"is this {a(name)}")), asked, yes_no(truth))
+    return Asked((one.picture, said(rng, f"{IS_THIS} {a(name)}")), asked, yes_no(truth))
 
 
 def _spoken_shape(rng: random.Random, subject: tuple[Ref, str, str]) -> Asked:
@@ -87,10 +87,10 @@ def _disagree(rng: random.Random, one: Shown) -> Asked:
     """Picture and speech: the same thing, or two, and then both are to be named."""
     asked = phrase(rng, ("Do the picture and the speaker agree?", "Is that what the picture shows?"))
     if rng.random() < 0.3:
-        return Asked((one.picture, said(rng, f"this is {a(one.name)}")), asked, f"yes: {one.name}")
+        return Asked((one.picture, said(rng, f"{THIS_IS} {a(one.name)}")), asked, f"yes: {one.name}")
     name = one.other(rng)
     answer = f"no: the picture shows {one.name}, the speaker says {name}"
-    return Asked((one.picture, said(rng, f"this is {a(name)}")), asked, answer, (one.name, name))
+    return Asked((one.picture, said(rng, f"{THIS_IS} {a(name)}")), asked, answer, (one.name, name))
 
 
 def _contradicted(rng: random.Random, one: Shown) -> Asked:
@@ -112,13 +112,13 @@ def _one_sense(rng: random.Random, one: Shown) -> Asked:
     name, place = rng.choice(list(zip((one.name, spoken, written), PLACES, strict=True)))
     if spoken == written:
         name, place = one.name, PLACES[0]
-    given = (one.picture, said(rng, f"i see {a(spoken)}"), f"There is {a(written)}.")
+    given = (one.picture, said(rng, f"{I_SEE} {a(spoken)}"), f"There is {a(written)}.")
     return Asked(given, phrase(rng, (f"Where is the {name}: {', '.join(PLACES[:2])} or {PLACES[2]}?",)), place)
 
 
 def _three_senses(rng: random.Random, one: Shown) -> Asked:
     """The same fact in all three."""
-    given = (one.picture, said(rng, f"this is {a(one.name)}"), f"The picture shows {a(one.name)}.")
+    given = (one.picture, said(rng, f"{THIS_IS} {a(one.name)}"), f"The picture shows {a(one.name)}.")
     asked = phrase(rng, ("What do the picture, the speaker and the text agree on?", "What is it?"))
     return Asked(given, asked, one.name)
 
@@ -178,7 +178,7 @@ def _not_shown(rng: random.Random, one: Shown) -> Asked:
     """A question about a thing that the picture does not show, though a voice or a text may name it."""
     name = one.other(rng)
     asked = phrase(rng, (f"What color is the {name} in the picture?", f"Where is the {name} in the picture?"))
-    more = rng.choice(((), (), (said(rng, f"i see {a(name)}"),), (f"There is {a(name)}.",)))
+    more = rng.choice(((), (), (said(rng, f"{I_SEE} {a(name)}"),), (f"There is {a(name)}.",)))
     return Asked((one.picture, *more), asked, NOT_SHOWN)
 
 

@@ -35,19 +35,21 @@ def asked(pack: Pack, sample: Sample) -> Conversation:
 def medium(pack: Pack, given: Medium, view: int = 0) -> Embedded:
     """What a picture or sound is read from. view: 0 as it is; others redraw a picture or say a recording again, each
     in its own way. Equal for equal arguments, as features that are kept for it need."""
-    name = f"{given}, view {view}" if view else str(given)
+    return Embedded(f"{given}, view {view}" if view else str(given), lambda size: _made(pack, given, view))
+
+
+def _made(pack: Pack, given: Medium, view: int) -> bytes:
+    """The encoded bytes of a medium."""
     if isinstance(given, Spoken):
-        return Embedded(name, lambda size: _wav(speak(Utterance(given.words, "thing", style=given.style))))
+        return _wav(speak(Utterance(given.words, "thing", style=given.style)))
     if isinstance(given, Scene):
-        return Embedded(name, lambda size: _png(draw(given)[0]))
+        return _png(draw(given)[0])
+    encoded = pack.medium(given)
     if view:
-        again = _redrawn if given.sense == "image" else _respoken
-        return Embedded(name, lambda size: again(pack.medium(given), view))
+        return (_redrawn if given.sense == "image" else _respoken)(encoded, view)
     if given.spoilt:
-        return Embedded(name, lambda size: _spoilt(pack.medium(given), given.spoilt))
-    if given.style:
-        return Embedded(name, lambda size: _png(in_other_style(_opened(pack.medium(given)), given.style)))
-    return Embedded(name, lambda size: pack.medium(given))
+        return _spoilt(encoded, given.spoilt)
+    return _png(in_other_style(_opened(encoded), given.style)) if given.style else encoded
 
 
 def _opened(encoded: bytes) -> Picture.Image:

@@ -16,9 +16,10 @@ from trisense.data.real.pack import Pack, Split
 from trisense.data.real.tasks import Asked, Measuring, Task, mended, phrase
 from trisense.data.world.single import NOT_WRITTEN
 
-# Texts of so many facts, and passages of so many words of which so many are missing.
-FACTS = (3, 6)
-PASSAGE = 70
+# Texts of so many facts, and passages of so many words, of which so many are missing. Some that are learned from are
+# shorter: to find words again is learned from little text first.
+FACTS, FEWEST = (3, 6), 1
+PASSAGE, SHORTEST = 70, 20
 MISSING = (1, 4)
 # Words of a passage that stand on either side of those that are missing.
 AROUND = 6
@@ -77,7 +78,8 @@ def _facts(pack: Pack, split: Split) -> list[tuple[Fact, Sequence[Fact]]]:
 
 def _text(rng: random.Random, facts: Sequence[Fact], first: Fact | None = None, without: Fact | None = None) -> str:
     """Some facts as a text, `first` among them."""
-    chosen = [fact for fact in rng.sample(facts, rng.randint(*FACTS)) if fact not in (first, without)]
+    count = rng.randint(FACTS[0] if isinstance(rng, Measuring) else FEWEST, FACTS[1])
+    chosen = [fact for fact in rng.sample(facts, count) if fact not in (first, without)]
     chosen += [first] if first else []
     rng.shuffle(chosen)
     return " ".join(fact.sentence for fact in chosen)
@@ -107,8 +109,9 @@ def _passages(pack: Pack, split: Split) -> list[list[str]]:
 
 def _missing(rng: random.Random, words: list[str]) -> Asked:
     """What stands between some words of a passage and others."""
-    start = rng.randrange(max(1, len(words) - PASSAGE))
-    part = words[start : start + PASSAGE]
+    length = PASSAGE if isinstance(rng, Measuring) else rng.randint(SHORTEST, PASSAGE)
+    start = rng.randrange(max(1, len(words) - length))
+    part = words[start : start + length]
     count = rng.randint(*MISSING)
     place = rng.randrange(AROUND, len(part) - AROUND - count + 1)
     before, gap, after = part[place - AROUND : place], part[place : place + count], part[place + count :][:AROUND]

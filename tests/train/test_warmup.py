@@ -24,8 +24,6 @@ from trisense.model.senses import Sense, Summary
 from trisense.preprocess import ImageProcessor
 from trisense.train.warmup import (
     CELL,
-    IGNORED,
-    PHOTOGRAPHS,
     Hear,
     Named,
     See,
@@ -136,8 +134,6 @@ def test_a_batch_of_pictures_counts_their_things() -> None:
         "targets": (2, 38, 6),
         "centres": (2, 38, 2),
         "named": (2,),
-        "also": (2,),
-        "share": (2,),
     }
 
 
@@ -176,7 +172,6 @@ NAMES = Named({"bear": 1, "cup": 2}, tiny_models.tokenizer(), SUMMARY)
 def test_see_s_loss_is_the_sum_of_its_parts() -> None:
     """Of two drawn pictures and three real ones, against a loop over vectors, with the head's own words."""
     batch = beside(picture_batch(bank(2), np.arange(2), EYE, SUMMARY), NAMES.batch(REAL, np.arange(3), EYE))
-    batch.inputs["also"][3], batch.inputs["share"][3] = 2, 0.3  # a piece of a cup in the picture of a bear
     model: Any = See(_Memory()).eval()  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         out = model(**batch.inputs, num_items_in_batch=torch.tensor(7.0))
@@ -193,10 +188,8 @@ def test_see_s_loss_is_the_sum_of_its_parts() -> None:
             if targets[0] and vector < 36:
                 off = where[picture, vector] - batch.inputs["centres"][picture, vector]
                 expected += 20 * float((off**2).sum())
-        share = float(batch.inputs["share"][picture])
-        for name, weight in (("named", 1 - share), ("also", share)):
-            right, smooth = called[picture, batch.inputs[name][picture]], called[picture].mean()
-            expected -= weight * float(0.9 * right + 0.1 * smooth)
+        right, smooth = called[picture, batch.inputs["named"][picture]], called[picture].mean()
+        expected -= float(0.9 * right + 0.1 * smooth)
     assert float(out.loss) == pytest.approx(expected / 7, rel=1e-5)
 
 
@@ -230,23 +223,6 @@ def test_spoilt_pictures_have_no_name() -> None:
     batch = NAMES.batch(REAL, np.array([0, 1, 2]), EYE, np.random.default_rng(0), nothing=1.0)
     assert batch.inputs["named"].tolist() == [0, 0, 0] and not batch.inputs["targets"].any()
     assert torch.isfinite(batch.inputs["pixel_values"]).all()
-
-
-def test_photographs_are_learned_with_a_piece_of_another() -> None:
-    """Which then has its share of the name; the summary, which can say one name only, is not asked."""
-    photographs: Any = _Named()
-    photographs.files = ([PHOTOGRAPHS] * 3, [])
-    shares = []
-    for seed in range(20):
-        batch = NAMES.batch(photographs, np.array([0, 1, 1]), EYE, np.random.default_rng(seed))
-        for named, also, share, targets in zip(
-            *(batch.inputs[name] for name in ("named", "also", "share", "targets")), strict=True
-        ):
-            assert (targets[36:, 0] == IGNORED).all() == bool(share > 0)
-            assert share > 0 or named == also
-            shares.append(float(share))
-    assert 0.3 < np.mean(np.array(shares) > 0) < 0.8 and max(shares) < 0.6
-    assert not NAMES.batch(photographs, np.arange(3), EYE).inputs["share"].any(), "what is measured is whole"
 
 
 def test_a_drawn_number_is_its_name() -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from trisense.data.batches import Batch
-from trisense.data.real.augment import nameless, pasted, redrawn
+from trisense.data.real.augment import nameless, redrawn
 from trisense.data.real.bank import RealBank
 from trisense.data.real.sample import edit_distance
 from trisense.data.world.bank import Bank
@@ -45,11 +45,8 @@ CELL = {
     "place": tuple(place_name(row, column) for row in range(3) for column in range(3)),
 }
 
-# Photographs, of which there are few for each name, were learned by heart (docs/log.md). So that many of them are
-# learned from with a piece of another, and what the head of names reads lacks that much of it.
-PHOTOGRAPHS, PASTED, LACKING = "pictures/grocery", 0.6, 0.2
-# A target that is not asked for.
-IGNORED = -100
+# So much of what the head of names reads is left out while it learns: there are few pictures for each name.
+LACKING = 0.2
 
 # A log-mel [frames, M] and the words in it.
 Sound = tuple[np.ndarray, str]
@@ -87,14 +84,11 @@ class See(nn.Module):
         targets: torch.Tensor,
         centres: torch.Tensor,
         named: torch.Tensor,
-        also: torch.Tensor,
-        share: torch.Tensor,
         num_items_in_batch: torch.Tensor,
     ) -> CausalLMOutput:
         """pixel_values [N, 3, H, W], drawn and real ones in one batch, since an encoder with batch normalisation would
         learn each by statistics of its own, and be asked with those of both; targets int64 [N, S, K], classes as in
-        CELL, the token last, the first IGNORED where nothing is asked; centres [N, S, 2], 0 to 1, of things; named
-        int64 [N], 0 for pictures without a name; also int64 [N], the name of what takes the share [N] of them."""
+        CELL, the token last; centres [N, S, 2], 0 to 1, of things; named int64 [N], 0 for pictures without a name."""
         features = self.sense.encode(pixel_values)  # [N, S, E]
         # Every vector says whether something is there; the rest is asked only where something is.
         kind = targets[..., 0]
@@ -103,7 +97,6 @@ class See(nn.Module):
         loss = nn.functional.cross_entropy(
             nn.functional.linear(features, weight[:first], bias[:first]).float().flatten(0, 1),
             kind.flatten(),
-            ignore_index=IGNORED,
             reduction="sum",
         )
         taken = features[kind > 0]  # [things, E]
@@ -113,9 +106,7 @@ class See(nn.Module):
         thing = (kind > 0) & (kind < first - 1)
         where = self.where(features[thing]).float()
         loss = loss + 20 * nn.functional.mse_loss(where, centres[thing], reduction="sum")
-        called = self.called(features)
-        for names, weight in ((named, 1 - share), (also, share)):
-            loss = loss + weight @ nn.functional.cross_entropy(called, names, reduction="none", label_smoothing=0.1)
+        loss = loss + nn.functional.cross_entropy(self.called(features), named, reduction="sum", label_smoothing=0.1)
         return CausalLMOutput(loss=loss / num_items_in_batch, logits=said)
 
 
@@ -163,8 +154,6 @@ def drawn_batch(values: np.ndarray, scenes: Sequence[Scene], processor: ImagePro
         "targets": torch.from_numpy(np.stack([targets for targets, _ in found])),
         "centres": torch.from_numpy(np.stack([centres for _, centres in found])),
         "named": torch.zeros(len(scenes), dtype=torch.int64),
-        "also": torch.zeros(len(scenes), dtype=torch.int64),
-        "share": torch.zeros(len(scenes)),
     }
     return Batch(inputs, items=sum(len(scene.things) for scene in scenes))
 
@@ -197,34 +186,24 @@ class Named:
         rng: np.random.Generator | None = None,
         nothing: float = 0.0,
     ) -> Batch:
-        """Real pictures with the targets of their names; `rng` redraws them by chance, pastes pieces of photographs
-        into others, whose summary is not asked for then, and makes the share `nothing` pictures without a name."""
+        """Real pictures with the targets of their names; `rng` redraws them by chance, and makes the share `nothing` of
+        them pictures that have no name."""
         raw = np.stack([bank.picture(int(i)) for i in indices]).transpose(0, 3, 1, 2).astype(np.float32) / 255
         spoilt = np.zeros(len(indices), bool)
-        others, shares = np.arange(len(indices)), np.zeros(len(indices), np.float32)
         if rng is not None:
             spoilt = rng.random(len(indices)) < nothing
             pictures = redrawn(torch.from_numpy(raw), rng)
-            photographs = np.array([bank.files[0][i] == PHOTOGRAPHS for i in indices])
-            mixed = np.flatnonzero(photographs & ~spoilt & (rng.random(len(indices)) < PASTED))
-            others[mixed], shares[mixed] = pasted(pictures, mixed, rng)
             lost = torch.from_numpy(spoilt)
             pictures[lost] = nameless(pictures[lost], rng)
             raw = pictures.numpy()
         side = grid(processor, self.summary)
         names = [None if gone else bank.names[i] for i, gone in zip(indices, spoilt, strict=True)]
-        targets = np.stack(
-            [name_targets(self.tokenizer.plain(name) if name else [], side, self.summary) for name in names]
-        )
-        targets[shares > 0, side * side :, 0] = IGNORED
-        named = torch.tensor([self.numbers[name] if name else 0 for name in names])
+        targets = [name_targets(self.tokenizer.plain(name) if name else [], side, self.summary) for name in names]
         inputs = {
             "pixel_values": torch.from_numpy(normalised(raw, processor)),
-            "targets": torch.from_numpy(targets),
+            "targets": torch.from_numpy(np.stack(targets)),
             "centres": torch.zeros(len(indices), side * side + self.summary, 2),
-            "named": named,
-            "also": named[others],
-            "share": torch.from_numpy(shares),
+            "named": torch.tensor([self.numbers[name] if name else 0 for name in names]),
         }
         return Batch(inputs, items=len(indices))
 
@@ -325,14 +304,18 @@ class Hear(nn.Module):
 
 
 def sound_batch(sounds: Sequence[Sound], tokenizer: TextTokenizer, rng: np.random.Generator | None) -> Batch:
-    """Sounds with the tokens of their words; `rng` masks bands of time and pitch (SpecAugment, Park et al. 2019)."""
+    """Sounds with the tokens of their words; `rng` masks two bands of pitch and, for every 1.5 seconds, a span of up to
+    a quarter of one (SpecAugment, Park et al. 2019)."""
     values, mask = mels([mel for mel, _ in sounds])
     if rng is not None:
-        for row in range(len(values)):
-            band, length = rng.integers(0, 12), rng.integers(0, 16)
-            low, start = rng.integers(0, values.shape[1] - band), rng.integers(0, values.shape[2] - length)
-            values[row, low : low + band] = 0
-            values[row, :, start : start + length] = 0
+        bins, frames = values.shape[1], mask.sum(1)
+        for row, count in enumerate(frames.tolist()):
+            for band in rng.integers(0, max(1, bins // 5), 2):
+                low = rng.integers(0, bins - band + 1)
+                values[row, low : low + band] = 0
+            for span in rng.integers(0, max(1, min(25, count // 5)), 1 + count // 150):
+                start = rng.integers(0, count - span + 1)
+                values[row, :, start : start + span] = 0
         values += rng.normal(0, rng.uniform(0, 0.1), values.shape).astype(np.float32)
     said = [tokenizer.plain(words) for _, words in sounds]
     longest = max(len(one) for one in said)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from trisense.data.real.augment import nameless, pasted, redrawn, respoken, revoiced
+from trisense.data.real.augment import nameless, redrawn, respoken, revoiced
 
 
 def arrows(count: int, side: int = 48) -> torch.Tensor:
@@ -38,22 +38,6 @@ def test_most_are_bent() -> None:
     plane = torch.stack([torch.ones(256), x.flatten(), y.flatten()], 1)
     left = other - (plane @ torch.linalg.lstsq(plane, other.T).solution).T
     assert (left.std(1) > 0.01 * other.std(1)).float().mean() > 0.8
-
-
-def test_a_piece_of_another_picture_is_pasted_at_its_place() -> None:
-    """Into pictures of one value each, so that it can be counted."""
-    values = torch.arange(4.0)
-    pictures = values[:, None, None, None].expand(4, 3, 50, 50).clone()
-    whose, shares = pasted(pictures, np.array([0, 2, 3]), np.random.default_rng(0))
-    assert (pictures[1] == 1).all(), "which was not to be changed"
-    for row, other, share in zip((0, 2, 3), whose, shares, strict=True):
-        assert other in {0, 2, 3} - {row} and 0.05 < share < 0.55
-        assert float((pictures[row] == values[other]).float().mean()) == pytest.approx(float(share))
-        assert ((pictures[row] == values[other]) | (pictures[row] == values[row])).all()
-    alone = pictures[:1].clone()
-    assert pasted(alone, np.array([0]), np.random.default_rng(0))[0].tolist() == [0]
-    assert torch.equal(alone, pictures[:1]), "with no other, it stays as it is"
-    assert pasted(alone, np.array([], np.int64), np.random.default_rng(0))[0].tolist() == []
 
 
 @pytest.mark.parametrize("side", [48, 50, 47])

@@ -60,6 +60,20 @@ def test_of_a_view_in_which_a_picture_is_not_recognised_one_cannot_tell() -> Non
     }
 
 
+def test_of_texts_alone_every_token_is_learned() -> None:
+    processor = Processor.from_folder(tiny_models.folder())
+    text = Sample("read", ("Ben has the cup.",), "Who has the cup?", "Ben")
+    plain = dataclasses.replace(feed(), samples=[*SAMPLES, text])
+    whole, told = dataclasses.replace(plain, whole=True), Counter[tuple[str, bool]]()
+    for number in range(40):
+        prompt, answer = whole.prompt(number, processor), plain.prompt(number, processor)
+        assert np.array_equal(prompt.ids, answer.ids) and not answer.mask.all()
+        if not prompt.mask.all():
+            assert np.array_equal(prompt.mask, answer.mask)
+        told[plain.sample(number).task, bool(prompt.mask.all())] += 1
+    assert set(told) == {("see", False), ("both", False), ("read", True)}
+
+
 def test_feeds_are_mixed_by_their_share() -> None:
     class Named:
         def __init__(self, name: str):

@@ -64,22 +64,6 @@ def redrawn(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return moved
 
 
-def pasted(pictures: torch.Tensor, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Changes `rows` of pictures [N, 3, S, S]: into each goes a rectangle of another of them, at its place (CutMix, Yun
-    et al. 2019). Returns (whose int64 [rows], the share of the picture that it takes, up to half, float32 [rows])."""
-    side, before = pictures.shape[-1], pictures[rows].clone()
-    others = (np.arange(len(rows)) + rng.integers(1, max(2, len(rows)), len(rows))) % len(rows)
-    shares = np.zeros(len(rows), np.float32)
-    for index, (row, other) in enumerate(zip(rows, others, strict=True)):
-        area, shape = rng.uniform(0.1, 0.5), np.exp(rng.uniform(-0.4, 0.4))
-        height, width = (min(side, round(side * float(length))) for length in (area**0.5 * shape, area**0.5 / shape))
-        top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
-        place = (slice(None), slice(top, top + height), slice(left, left + width))
-        pictures[row][place] = before[other][place]
-        shares[index] = height * width / side**2
-    return rows[others], shares
-
-
 def nameless(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Pictures [N, 3, S, S], 0 to 1, of which none shows one thing: quarters of several pictures, one cut into tiles
     that were shuffled, a spot of one seen from too near, two through each other, a wash of colours, patches, stripes,

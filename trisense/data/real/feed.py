@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -31,12 +31,14 @@ class RealFeed:
     """features: of each picture and sound of the samples, [S, E] of one view or several, of which a conversation takes
     one by chance. misnamed: views of pictures in which the encoder does not recognise what they show; the answer to
     what that is, is then that one cannot tell (R-Tuning, Zhang et al. 2024, arXiv:2311.09677: a model that learns to
-    answer what it does not know learns to invent)."""
+    answer what it does not know learns to invent). whole: where nothing but text is given, every token is learned, not
+    the answer's alone: a question says words of its text again, so to find them is learned from it too."""
 
     samples: Sequence[Sample]
     features: Mapping[Medium, Sequence[np.ndarray]]
     seed: int
     misnamed: Misnamed = field(default_factory=dict)
+    whole: bool = False
 
     def sample(self, number: int) -> Sample:
         return random.Random(f"{self.seed}/real/{number}").choice(self.samples)
@@ -51,7 +53,8 @@ class RealFeed:
                 continue
             values = self.features[given][view]
             parts.append(Image(image=values) if is_picture(given) else Audio(audio=values))
-        return fan([featured(converse(tuple(parts), [self._question(sample, views)]), processor)])
+        prompt = fan([featured(converse(tuple(parts), [self._question(sample, views)]), processor)])
+        return replace(prompt, mask=np.ones_like(prompt.mask)) if self.whole and not prompt.media else prompt
 
     def questions(self, number: int) -> list[Question]:
         """The question of conversation `number`; its task stands where one about the world has its senses."""

@@ -176,7 +176,7 @@ class Real:
 
     def feed(self, shown: Shown, seed: int, written: bool = False, misnamed: Misnamed | None = None) -> RealFeed:
         """What is learned from: the samples all of whose media are in `shown`; in words, those that words tell."""
-        return RealFeed(self._told(self.samples, shown, written), shown, seed, misnamed or {}, whole=True)
+        return RealFeed(self._told(self.samples, shown, written), shown, seed, misnamed or {}, whole=written)
 
     def tested_feed(self, shown: Shown, written: bool = False) -> RealFeed:
         return RealFeed(self._told(self.tested, shown, written), shown, 0)

@@ -32,7 +32,8 @@ class RealFeed:
     one by chance. misnamed: views of pictures in which the encoder does not recognise what they show; the answer to
     what that is, is then that one cannot tell (R-Tuning, Zhang et al. 2024, arXiv:2311.09677: a model that learns to
     answer what it does not know learns to invent). whole: where nothing but text is given, every token is learned, not
-    the answer's alone: a question says words of its text again, so to find them is learned from it too."""
+    the answer's alone: a question says words of its text again, so to find them is learned from it too. With
+    features of media the answers are then learned worse (docs/log.md)."""
 
     samples: Sequence[Sample]
     features: Mapping[Medium, Sequence[np.ndarray]]

@@ -34,8 +34,8 @@ from trisense.train.words import Words
 VIEWS = 4
 # Questions of dev that stages are evaluated with.
 TESTED = 1000
-# A view of a picture is misnamed where the right name is not among so many of the likeliest. Where it was not the very
-# likeliest, a third of products were refused that would have been named rightly (docs/log.md).
+# A view of a picture is misnamed where the right name is not among so many of the likeliest. With one in place of three
+# a third of all products was refused, and fewer were named rightly than before any was (docs/log.md).
 LIKELIEST = 3
 # How often `see` is shown the named pictures of each file: emoji most, of which there are most names.
 OFTEN = {

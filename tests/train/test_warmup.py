@@ -219,6 +219,19 @@ def test_real_pictures_have_numbers_and_tokens_of_their_names() -> None:
     assert not torch.equal(redrawn.inputs["pixel_values"][0], batch.inputs["pixel_values"][1])
 
 
+def test_it_is_said_which_pictures_are_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[list[bool]] = []
+
+    def kept(pictures: torch.Tensor, rng: np.random.Generator, photographs: torch.Tensor) -> torch.Tensor:
+        said.append(photographs.tolist())
+        return pictures
+
+    monkeypatch.setattr("trisense.train.warmup.redrawn", kept)
+    monkeypatch.setattr(REAL, "files", (["pictures/noto72", "pictures/grocery", "pictures/tuxpaint"], []))
+    NAMES.batch(REAL, np.array([1, 0, 1, 2]), EYE, np.random.default_rng(0))
+    assert said == [[True, False, True, False]]
+
+
 def test_spoilt_pictures_have_no_name() -> None:
     batch = NAMES.batch(REAL, np.array([0, 1, 2]), EYE, np.random.default_rng(0), nothing=1.0)
     assert batch.inputs["named"].tolist() == [0, 0, 0] and not batch.inputs["targets"].any()

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from trisense.data.batches import Batch
 from trisense.data.real.augment import nameless, redrawn
-from trisense.data.real.bank import RealBank
+from trisense.data.real.bank import PHOTOGRAPHS, RealBank
 from trisense.data.real.sample import edit_distance
 from trisense.data.world.bank import Bank
 from trisense.data.world.draw import draw
@@ -192,7 +192,8 @@ class Named:
         spoilt = np.zeros(len(indices), bool)
         if rng is not None:
             spoilt = rng.random(len(indices)) < nothing
-            pictures = redrawn(torch.from_numpy(raw), rng)
+            taken = torch.tensor([bank.files[0][i] == PHOTOGRAPHS for i in indices])
+            pictures = redrawn(torch.from_numpy(raw), rng, photographs=taken)
             lost = torch.from_numpy(spoilt)
             pictures[lost] = nameless(pictures[lost], rng)
             raw = pictures.numpy()

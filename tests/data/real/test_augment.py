@@ -30,6 +30,21 @@ def test_left_stays_left() -> None:
     assert (left < right).float().mean() > 0.98
 
 
+def test_photographs_alone_are_mirrored_and_looked_at_closely() -> None:
+    pictures, taken = arrows(400), torch.arange(400) < 200
+    other = redrawn(pictures, np.random.default_rng(3), photographs=taken).mean(1)  # [N, 48, 48]
+    mirrored = other[:, :, 8:20].mean((1, 2)) > other[:, :, 28:40].mean((1, 2))
+    assert 0.4 < mirrored[taken].float().mean() < 0.6 and mirrored[~taken].float().mean() < 0.02
+    steepness = (other[:, :, 4:16].mean((1, 2)) - other[:, :, 32:44].mean((1, 2))).abs()
+    assert steepness[taken].median() < 0.95 * steepness[~taken].median(), "of a part there is less to see"
+
+
+def test_light_has_a_colour() -> None:
+    """Mixed among each other, the channels of a grey stay one grey; in the light of another place they do not."""
+    other = redrawn(arrows(200), np.random.default_rng(5)).mean((2, 3))  # [N, 3]
+    assert 0.7 < ((other.amax(1) - other.amin(1)) > 0.02).float().mean() < 0.95, "some lost all colour"
+
+
 def test_most_are_bent() -> None:
     """Turned, scaled, lit and tinted, a ramp stays a plane: what is left of its middle beside the best plane is none of
     that. (Some are sharpened or have few shades too, but not most.)"""

@@ -13,6 +13,7 @@ from trisense.data.real.pack import Pack, Ref, Split
 from trisense.data.real.sample import Sample, Spoken
 from trisense.data.real.tasks import SINGLE, cut, in_words, lettered, mended
 from trisense.data.world.facts import Scene, Thing
+from trisense.data.world.single import NOT_WRITTEN
 from trisense.errors import BadInput
 
 
@@ -148,6 +149,15 @@ def test_questions_that_nothing_answers_ask_about_what_is_not_there(pack: Pack) 
     silent = {sample.given[0] for sample in one(pack, "number not said")}
     words = {sample.given[0]: sample.answer for sample in one(pack, "read sentences")}
     assert silent == {ref for ref, said in words.items() if not {"zero", "five"} & {*said.split()}} != {*words}
+
+
+def test_a_text_is_asked_what_other_texts_say_more_often_in_training(pack: Pack) -> None:
+    said = {sample.given[0]: sample.question for sample in one(pack, "passages")}
+    asked = [(s.given[0], s.question) for s in one(pack, "fact in no sense") if s.answer == NOT_WRITTEN]
+    assert all(question in said.values() and question != said[text] for text, question in asked)
+    assert len({*asked}) == len(asked) == 2 * len(said)
+    dev = Mixture(pack, "dev", 0)
+    assert sum(s.answer == NOT_WRITTEN for s in dev.every("fact in no sense")) == len(list(dev.every("passages")))
 
 
 def test_what_a_drawn_number_or_word_reads() -> None:

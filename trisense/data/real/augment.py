@@ -12,11 +12,13 @@ from torch import nn
 GREY = torch.tensor([0.299, 0.587, 0.114])
 
 
-def redrawn(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def redrawn(pictures: torch.Tensor, rng: np.random.Generator, photographs: torch.Tensor | None = None) -> torch.Tensor:
     """Pictures [N, 3, S, S], 0 to 1, each turned, scaled, moved, bent, lit, tinted and blurred by chance; of some only
-    a part is left, some lose their colours, some keep three to six shades a channel, some lose a square.
+    a part is left, some lose their colours, some keep three to six shades a channel, some lose a square; dark parts
+    of some are thicker or thinner.
 
-    A picture is never mirrored: an arrow to the left would be called one to the right.
+    photographs: bool [N], those that may be mirrored and are looked at closely more often. No drawing is mirrored: an
+    arrow to the left would be called one to the right.
     """
     count, _, side, _ = pictures.shape
 
@@ -28,7 +30,8 @@ def redrawn(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
     angle, scale, stretch = drawn(-0.3, 0.3), torch.exp(drawn(-0.25, 0.35)), torch.exp(drawn(-0.2, 0.2))
     x, y = drawn(-0.15, 0.15), drawn(-0.15, 0.15)
-    part = chosen(0.15).flatten()  # a close look at some place
+    photographs = torch.zeros(count, dtype=torch.bool) if photographs is None else photographs
+    part = torch.where(photographs, chosen(0.5).flatten(), chosen(0.15).flatten())  # a close look at some place
     scale = torch.where(part, scale * drawn(0.5, 0.9), scale)
     x, y = torch.where(part, 2 * x, x), torch.where(part, 2 * y, y)
     turn = torch.stack(
@@ -38,12 +41,19 @@ def redrawn(pictures: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         ],
         1,
     )  # [N, 2, 3]
+    turn[photographs & chosen(0.5).flatten(), :, 0] *= -1
     places = nn.functional.affine_grid(turn, [count, 3, side, side], align_corners=False)
     bends = torch.from_numpy(rng.normal(0, 1, (count, 2, 4, 4)).astype(np.float32))
     bends = bends * drawn(0, 0.07)[:, None, None, None]
     places = places + nn.functional.interpolate(bends, (side, side), mode="bicubic").permute(0, 2, 3, 1)
     moved = nn.functional.grid_sample(pictures, places, padding_mode="border", align_corners=False)
 
+    # The light of another place, and what another camera makes of it.
+    light = torch.exp(torch.from_numpy(rng.normal(0, 0.12, (count, 3, 1, 1)).astype(np.float32)))
+    moved = (moved.clamp(1e-3, 1) ** torch.exp(drawn(-0.35, 0.35))[:, None, None, None] * light).clamp(0, 1)
+    thick = -nn.functional.max_pool2d(-moved, 3, 1, 1)
+    thin = nn.functional.max_pool2d(moved, 3, 1, 1)
+    moved = torch.where(chosen(0.1), thick, torch.where(chosen(0.1), thin, moved))
     grey = (moved * GREY[:, None, None]).sum(1, keepdim=True)
     moved = torch.where(chosen(0.15), grey, moved)
     # Hue and saturation: a little of every channel goes into every other.

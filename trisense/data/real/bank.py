@@ -25,6 +25,7 @@ from trisense.preprocess import AudioProcessor
 
 SHARD = 1000
 NAMED = ("pictures/noto72", "pictures/art4apps", "pictures/tuxpaint", "pictures/grocery", "pictures/easy_vqa_images")
+PHOTOGRAPHS = "pictures/grocery"
 RECORDED = (
     "speech/speechocean762_train_1",
     "speech/speechocean762_train_2",

@@ -187,6 +187,13 @@ def test_of_what_has_no_name_and_no_words_one_cannot_tell(pack: Pack) -> None:
         assert phrasings == {asked.ask(random.Random(n), other).question for n in range(60)} and len(phrasings) > 2
 
 
+def test_what_is_asked_of_nothing_is_not_known(pack: Pack) -> None:
+    choices = {sample.question: sample for sample in one(pack, "trivia")}
+    for sample in one(pack, "nothing given"):
+        assert choices[sample.question].given and not sample.given
+        assert (sample.answer, sample.score) == ("I can't tell.", "refuses")
+
+
 def test_a_medium_of_no_use_leaves_the_question_as_it_is(pack: Pack) -> None:
     for task, alone in ((task, TASKS[task].alone) for task in TASKS if TASKS[task].alone):
         for count in (None, 2):

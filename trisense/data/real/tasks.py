@@ -318,6 +318,11 @@ def _choice(rng: random.Random, subject: tuple[str, tuple[str, ...], str]) -> As
     return Asked((f"Choose: {'; '.join(choices)}.",), question, answer)
 
 
+def _unaided(rng: random.Random, subject: tuple[str, tuple[str, ...], str]) -> Asked:
+    """A question of the quiz with nothing that would answer it."""
+    return Asked((), subject[0], CANNOT_TELL)
+
+
 def _continued(pack: Pack, split: Split) -> list[tuple[str, str]]:
     found = []
     for _, row in pack.rows("text/gutenberg", split):
@@ -363,5 +368,6 @@ SINGLE: dict[str, Task] = {
     "definitions": Task(_definitions, _definition, "f1"),
     "words": Task(_definitions, _meaning),
     "trivia": Task(_trivia, _choice),
+    "nothing given": Task(_trivia, _unaided, "refuses"),
     "everyday English": Task(_continued, _continue, "f1"),
 }

@@ -112,14 +112,23 @@ class Checker:
         for pattern, answer in _RULES:
             if found := pattern.fullmatch(question):
                 short = answer(self, *found.groups())
-                return self.step_between(short) if re.search(rf"the thing that {_PERSON} has", question) else short
+                return (
+                    f"{step}{'.' if short in LACKS.values() else ':'} {short}"
+                    if (step := self.step(question))
+                    else short
+                )
         raise AssertionError(f"no rule for {question!r}")
 
-    def step_between(self, short: str) -> str:
-        """The answer about the named person's thing, after what that thing is."""
-        person = self.hear().person
-        said = f"{person} has the {self.property_of(person)}"
-        return f"{said}. {short}" if short in LACKS.values() else f"{said}: {short}"
+    def step(self, question: str) -> str:
+        """What must be found first: what somebody has, what stands at a place, or what is named; '' where nothing."""
+        if found := re.search(rf"(?:the thing that|what) (?:{_PERSON}|([A-Z]\w+)) has", question):
+            person = found[1] or self.hear().person
+            return f"{person} has the {self.property_of(person)}"
+        if found := re.search(rf"Who has the thing at the {_PLACE}", question):
+            return f"The {_at(self, found[1])} is there"
+        if re.search(rf"Who has {_NAMED}", question):
+            return f"The speaker names the {' '.join(self.hear().thing or ()).strip()}"
+        return ""
 
     def see(self) -> list[Thing]:
         self.used.add("image")

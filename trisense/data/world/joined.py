@@ -1,11 +1,16 @@
-"""Questions that join two senses or all three: small functions that return a `Question`, or None."""
+"""Questions that join two senses or all three: small functions that return a `Question`, or None.
+
+Where one thing must be found before another, the answer begins with that step (`Ben has the blue fish: bottom right`): a
+small model that has written it down can build on it, and whoever reads it sees what was heard, seen or read
+(scratchpads, Nye et al. 2021, arXiv:2112.00114).
+"""
 
 from __future__ import annotations
 
 import random
 
 from trisense.data.world.contexts import SENSES, Context
-from trisense.data.world.facts import NUMBERS
+from trisense.data.world.facts import NUMBERS, Note
 from trisense.data.world.single import NOT_SHOWN, NOT_WRITTEN, Question, call, find, related, things_of, yes_no
 
 # --- questions that join two senses --------------------------------------------------------------------------------
@@ -17,6 +22,11 @@ def _spoken_thing(c: Context) -> tuple[str, str] | None:
     """(colour or '', kind) when the voice names exactly one thing."""
     u = c.utterance
     return (u.colours[0] if u.colours else "", u.kinds[0]) if u and u.topic == "thing" else None
+
+
+def _owned(note: Note, i: int) -> str:
+    """What the note says that its person number i has: `blue fish`, or `fish`."""
+    return f"{note.colours[i]} {note.kinds[i]}" if note.colours else note.kinds[i]
 
 
 def ask_seen_named(rng: random.Random, c: Context) -> Question | None:
@@ -89,20 +99,24 @@ def ask_owner(rng: random.Random, c: Context) -> Question | None:
         return None
     i = rng.randrange(len(n.people))
     person, found = n.people[i], find(c, n.kinds[i], n.colours[i] if n.colours else "")
-    both = ("image", "text")
+    both, has = ("image", "text"), f"{person} has the {_owned(n, i)}"
     choice = rng.random()
     if choice < 0.3:
         text = rng.choice(
             (f"Is the thing that {person} has in the picture?", f"Does the picture show what {person} has?")
         )
-        return Question(text, yes_no(bool(found)), both, "owned, shown?")
+        return Question(text, f"{has}: {yes_no(bool(found))}", both, "owned, shown?", has)
     if len(found) != 1:
         return None
     if choice < 0.6:
-        return Question(f"Where is the thing that {person} has?", found[0].place, both, "owned, where")
+        text = f"Where is the thing that {person} has?"
+        return Question(text, f"{has}: {found[0].place}", both, "owned, where", has)
     if choice < 0.75 and not n.colours:
-        return Question(f"What color is the thing that {person} has?", found[0].colour, both, "owned, colour")
-    return Question(f"Who has the thing at the {found[0].place}?", person, both, "owner at a place")
+        text = f"What color is the thing that {person} has?"
+        return Question(text, f"{has}: {found[0].colour}", both, "owned, colour", has)
+    there = f"The {found[0].name} is there"
+    text = f"Who has the thing at the {found[0].place}?"
+    return Question(text, f"{there}: {person}", both, "owner at a place", there)
 
 
 def ask_written_list(rng: random.Random, c: Context) -> Question | None:
@@ -141,16 +155,15 @@ def ask_heard_and_read(rng: random.Random, c: Context) -> Question | None:
                 if rng.random() < 0.4
                 else None
             )
-        i = n.people.index(u.people[0])
-        thing = f"{n.colours[i]} {n.kinds[i]}" if n.colours else n.kinds[i]
         text = rng.choice(("What does the named person have?", "What does the person the speaker names have?"))
-        return Question(text, thing, both, "named person")
+        return Question(text, _owned(n, n.people.index(u.people[0])), both, "named person")
     if (named := _spoken_thing(c)) is None or named[1] not in n.kinds:
         return None
     i = n.kinds.index(named[1])
     if n.colours and named[0] and n.colours[i] != named[0]:
         return None
-    return Question(f"Who has {rng.choice(_NAMED)}?", n.people[i], both, "named, whose")
+    names = f"The speaker names the {' '.join(named).strip()}"
+    return Question(f"Who has {rng.choice(_NAMED)}?", f"{names}: {n.people[i]}", both, "named, whose", names)
 
 
 # --- questions that join all three ---------------------------------------------------------------------------------
@@ -159,16 +172,14 @@ _PERSON = ("the named person", "the person the speaker names")
 
 
 def ask_named_persons_thing(rng: random.Random, c: Context) -> Question | None:
-    """Voice to note to picture. The answer begins with the step between (`Ben has the blue fish: bottom right`): a
-    small model that has written it down can build on it, and whoever reads it sees what was heard and read
-    (scratchpads, Nye et al. 2021, arXiv:2112.00114)."""
+    """Voice to note to picture."""
     u, n = c.utterance, c.note
     assert u and n
     if u.topic != "person" or n.topic != "has" or u.people[0] not in n.people:
         return None
     i = n.people.index(u.people[0])
     found = find(c, n.kinds[i], n.colours[i] if n.colours else "")
-    has = f"{u.people[0]} has the {n.colours[i]} {n.kinds[i]}" if n.colours else f"{u.people[0]} has the {n.kinds[i]}"
+    has = f"{u.people[0]} has the {_owned(n, i)}"
     thing = f"the thing that {rng.choice(_PERSON)} has"
     choice = rng.random()
     if choice < 0.3:

@@ -112,11 +112,8 @@ class Checker:
         for pattern, answer in _RULES:
             if found := pattern.fullmatch(question):
                 short = answer(self, *found.groups())
-                return (
-                    f"{step}{'.' if short in LACKS.values() else ':'} {short}"
-                    if (step := self.step(question))
-                    else short
-                )
+                step = self.step(question)
+                return f"{step}{'.' if short in LACKS.values() else ':'} {short}" if step else short
         raise AssertionError(f"no rule for {question!r}")
 
     def step(self, question: str) -> str:

@@ -1,7 +1,7 @@
 """Questions that join two senses or all three: small functions that return a `Question`, or None.
 
-Where one thing must be found before another, the answer begins with that step (`Ben has the blue fish: bottom right`): a
-small model that has written it down can build on it, and whoever reads it sees what was heard, seen or read
+Where one thing must be found before another, the answer begins with that step (`Ben has the blue fish: bottom right`):
+a small model that has written it down can build on it, and whoever reads it sees what was heard, seen or read
 (scratchpads, Nye et al. 2021, arXiv:2112.00114).
 """
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +26,10 @@ UNITS = {"s": 1, "m": 60, "h": 3600}
 # Batches that are timed, after the first few, and their numbers, which no stage comes to.
 PROBED, BEFORE, NUMBER = 8, 3, 1 << 41
 FILE = "steps.json"
+# The share of a stage's time that evaluating it may take, but for the evaluation at its end.
+EVALUATING = 0.1
+
+Evaluate = Callable[[Any], dict[str, float]]
 
 
 def seconds_of(time: str) -> float:
@@ -39,28 +44,34 @@ def within(
     seconds: float,
     learner: nn.Module,
     batch_at: Callable[[int], Batch],
+    evaluate: Evaluate,
     stage: Stage,
     out: Path,
     processes: Processes,
 ) -> Stage:
-    """The stage with as many steps as it can make in `seconds`, evaluated and warmed up in proportion.
+    """The stage with as many steps as it can make in `seconds` beside its evaluations: as many of those as the stage
+    has, or fewer where they would take more than `EVALUATING` of the time. It is warmed up in proportion.
 
-    The first time a few steps are timed, on a copy of the learner, and their number is kept in `out/steps.json`, so
-    that a run that goes on has the same. The main process decides for all.
+    The first time a few steps and one evaluation are timed, on a copy of the learner, and what fits is kept in
+    `out/steps.json`, so that a run that goes on has the same. The main process decides for all.
     """
     file = out / FILE
     if processes.main and not file.exists():
         out.mkdir(parents=True, exist_ok=True)
         each = step_seconds(learner, batch_at, stage, processes.device)
-        write_text(file, json.dumps({"steps": max(1, int(seconds / each)), "seconds_a_step": each, "of": stage.steps}))
+        once = evaluation_seconds(learner, evaluate, processes.device)
+        evaluations = max(1, min(stage.steps // stage.evaluate_every, int(EVALUATING * seconds / once)))
+        steps = max(1, int((seconds - evaluations * once) / each))
+        timed = {"seconds_a_step": each, "seconds_an_evaluation": once, "of": stage.steps}
+        write_text(file, json.dumps({"steps": steps, "evaluations": min(evaluations, steps), **timed}))
     processes.wait()
     found = json.loads(file.read_text(encoding="utf-8"))
-    steps, share = found["steps"], found["steps"] / stage.steps
+    steps, evaluations = found["steps"], found["evaluations"]
     if processes.main:
-        tqdm.write(f"{out.name}: {steps:,} steps in {seconds / 60:.1f} min, {100 * share:.0f} % of the recipe's own")
+        share = f"{100 * steps / stage.steps:.0f} % of the recipe's own"
+        tqdm.write(f"{out.name}: {steps:,} steps in {seconds / 60:.1f} min, {share}; {evaluations} evaluations")
     changes = {"steps": steps, "warmup_steps": min(stage.warmup_steps, steps // 10)}
-    every = max(1, round(stage.evaluate_every * share))
-    return stage.model_copy(update={**changes, "evaluate_every": every})
+    return stage.model_copy(update={**changes, "evaluate_every": -(-steps // evaluations)})
 
 
 def step_seconds(learner: nn.Module, batch_at: Callable[[int], Batch], stage: Stage, device: torch.device) -> float:
@@ -80,3 +91,12 @@ def step_seconds(learner: nn.Module, batch_at: Callable[[int], Batch], stage: St
             torch.accelerator.synchronize(device)
         times.append(time.perf_counter() - began)
     return median(times[BEFORE:])
+
+
+@torch.inference_mode()
+def evaluation_seconds(learner: nn.Module, evaluate: Evaluate, device: torch.device) -> float:
+    """What it takes to evaluate the learner once."""
+    model = deepcopy(learner).to(device).eval()
+    began = time.perf_counter()
+    evaluate(model)
+    return time.perf_counter() - began

@@ -201,7 +201,7 @@ class Run:
         """One stage, with fewer or more steps than the recipe's where the run has a budget."""
         if self.seconds is not None:
             share = self.recipe.budget.get(out.name, 0.0)
-            stage = within(share * self.seconds, learner, batch_at, stage, out, self.processes)
+            stage = within(share * self.seconds, learner, batch_at, evaluate, stage, out, self.processes)
         train(learner, batch_at, stage, out, about=self.about, evaluate=evaluate, sample=sample, **self.options)
 
     @cached_property

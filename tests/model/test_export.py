@@ -101,6 +101,13 @@ def test_int8_is_smaller_and_close():
     assert 0 < difference < 0.5
 
 
+def test_an_export_says_where_it_is_and_nothing_else(tmp_path: Path):
+    """In a process of its own: onnxruntime's quantiser sets up logging when it is first imported."""
+    command = ["export", "onnx", str(tiny_models.folder()), str(tmp_path / "out"), "--weights", "int8"]
+    done = subprocess.run([sys.executable, "-m", "trisense", *command], capture_output=True, text=True, check=True)
+    assert done.stdout == f"wrote {tmp_path / 'out'}\n" and "quantize" not in done.stderr
+
+
 def test_int8_embeddings_are_off_by_at_most_half_a_step():
     table = load_model(tiny_models.folder()).get_input_embeddings().weight.detach().numpy()
     (got,) = session(tiny_models.exported(weights="int8"), "embed_tokens").run(

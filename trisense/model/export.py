@@ -315,15 +315,16 @@ def _describe(path: Path, folder: Path) -> Part:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's progress report and its warnings about its own insides."""
-    logger, root = logging.getLogger("torch.onnx"), logging.getLogger()
-    levels = logger.level, root.level
-    logger.setLevel(logging.ERROR)
-    root.setLevel(logging.ERROR)
+    """Without the exporter's progress report, its warnings about its own insides, and a line for every node that
+    onnxruntime's quantiser, which sets up logging when it is imported, rounds or leaves."""
+    loggers = [logging.getLogger(name) for name in (None, "torch.onnx", "onnxruntime.quantization")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(levels[0])
-        root.setLevel(levels[1])
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -69,7 +69,7 @@ def within(
     steps, evaluations = found["steps"], found["evaluations"]
     if processes.main:
         share = f"{100 * steps / stage.steps:.0f} % of the recipe's own"
-        tqdm.write(f"{out.name}: {steps:,} steps in {seconds / 60:.1f} min, {share}; {evaluations} evaluations")
+        tqdm.write(f"{out.name}: {steps:,} steps in {seconds / 60:.1f} min, {share}; evaluations: {evaluations}")
     changes = {"steps": steps, "warmup_steps": min(stage.warmup_steps, steps // 10)}
     return stage.model_copy(update={**changes, "evaluate_every": -(-steps // evaluations)})
 

@@ -23,7 +23,7 @@ from trisense.train.files import train_stage
 TWINS = [name for name in names() if "@" in name]
 SHORT = {"steps": 350, "batch_size": 12, "warmup_steps": 20, "lr": 3e-3, "log_every": 50, "evaluate_every": 350}
 # With one vector for a picture a twin begins to look late: after 350 steps its loss is as high beside any other.
-LONGER = dict.fromkeys(("eden@spark", "ft35@spark"), {"steps": 1000, "evaluate_every": 1000})
+LONGER = {name: {"steps": 1000, "evaluate_every": 1000} for name in ("eden@spark", "ft35@spark")}
 
 
 def pictures(split: str, count: int, seed: int) -> list[Sample]:
